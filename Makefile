@@ -1,0 +1,40 @@
+# Two commands do everything from a fresh clone: `make train` and `make test`.
+# Another interpreter: make train PYTHON=python3.12. More flags: make train ARGS=--config.epochs=5
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/digits
+ARGS ?=
+
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help train test clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+train: $(VENV)/.train ## train the Terminator on the bundled digits; call again to resume
+	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/digits.py --workdir=$(WORKDIR) $(ARGS)
+
+test: $(VENV)/.test ## check the style and run the tests
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# An empty file in the venv says that an extra is installed: the next call does not ask pip again.
+$(VENV)/.train: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing terminator-jax for training into $(VENV) (once, some minutes)"
+	@$(PIP_INSTALL) --editable '.[train]'
+	@touch $@
+
+$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing terminator-jax for training and tests into $(VENV) (once, some minutes)"
+	@$(PIP_INSTALL) --editable '.[train,test]'
+	@touch $(VENV)/.train $@

@@ -1,0 +1,345 @@
+"""Weights of the public PyTorch release: import and export.
+
+    python -m terminator_jax.convert IN.{ckpt,pth,safetensors,npz} OUT.{npz,safetensors}
+
+reads a state dict in the release's naming (both published variants, with or without Lightning's
+prefix), checks that it makes a model, and writes it in the canonical naming as float32 arrays,
+ready for `terminator_from_release`.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from terminator_jax.layers.local import LocalBranch
+from terminator_jax.layers.sfne import BRANCHES
+from terminator_jax.models import Terminator, TerminatorConfig
+
+# The other published variant's names, and Lightning's prefix: (pattern, canonical replacement).
+VARIANTS = (
+    (re.compile(r"^network\."), ""),
+    (re.compile(r"(\.Fast_Kernel_rgu(?:_2)?\.)(linear_[kvqy]\.)"), r"\1fast_\2"),
+    (re.compile(r"(\.Fast_Kernel_rgu(?:_2)?\.)fast_bias_p$"), r"\1bias_p"),
+    (re.compile(r"(\.hyper_interact\.slow_net_g[cs])\."), r"\1_hi."),
+)
+
+
+class Entry(NamedTuple):
+    """One tensor of the release, and where it lies in the model.
+
+    `path` leads to an `nnx.Param`, `index` picks a slice where several tensors are stacked.
+    `ones` is the number of trailing axes of length 1 of a pointwise weight `(out, in, 1…)`, which
+    the model keeps as `(in, out)`; None for other tensors, which have the release's `shape`, or
+    the slice's own where that is None.
+    """
+
+    name: str
+    path: tuple[str | int, ...]
+    index: Any = ...
+    ones: int | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def terminator_from_release(
+    state_dict: Mapping[str, Any],
+    *,
+    skips: tuple[tuple[int, ...], ...] | None = None,
+    **kwargs,
+) -> Terminator:
+    """A Terminator with the weights of a state dict in the release's naming.
+
+    Args:
+      state_dict: names to arrays or CPU tensors, e.g. `torch.load(…)["state_dict"]`.
+      skips: for each block, the earlier blocks it reads. Shapes tell only how many; by default
+        the first skip of block i comes from block i-2 and the second from block i-3.
+      kwargs: further arguments of `Terminator`: `dtype`, `param_dtype`, `axis_name`.
+
+    Returns:
+      The model, its configuration worked out from the shapes.
+
+    Raises:
+      ValueError: naming the entries that are unknown, missing or misshapen.
+
+    Example:
+      >>> config = TerminatorConfig.digits()
+      >>> state_dict = terminator_to_release(Terminator(config, rngs=nnx.Rngs(0)))
+      >>> terminator_from_release(state_dict).config == config
+      True
+    """
+    arrays = {canonical_name(name): np.asarray(value) for name, value in state_dict.items()}
+    config = config_from_release({name: a.shape for name, a in arrays.items()}, skips)
+    model = Terminator(config, rngs=nnx.Rngs(0), **kwargs)
+    slots: dict[tuple, np.ndarray] = {}
+    views = {}
+    for entry in release_entries(config):
+        slots.setdefault(entry.path, np.array(_param(model, entry.path)[...]))
+        views[entry.name] = _release_view(slots[entry.path], entry)
+    _complain("unknown", arrays.keys() - views.keys())
+    _complain("missing", views.keys() - arrays.keys())
+    _complain(
+        "misshapen",
+        (f"{n} {arrays[n].shape}, expected {v.shape}" for n, v in views.items()
+         if arrays[n].shape != v.shape),
+    )  # fmt: skip
+    for name, view in views.items():
+        view[...] = arrays[name]
+    for path, value in slots.items():
+        _param(model, path)[...] = jnp.asarray(value)
+    return model
+
+
+def terminator_to_release(model: Terminator) -> dict[str, np.ndarray]:
+    """The model's weights in the release's naming and layout; inverse of the import.
+
+    Example:
+      >>> model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
+      >>> terminator_to_release(model)["out_layer.weight"].shape
+      (10, 96)
+    """
+    return {
+        entry.name: np.array(_release_view(np.asarray(_param(model, entry.path)[...]), entry))
+        for entry in release_entries(model.config)
+    }
+
+
+def canonical_name(name: str) -> str:
+    """One naming for both published variants, without Lightning's prefix.
+
+    Example:
+      >>> canonical_name("network.blocks.0.fast_multi_branch.Fast_Kernel_rgu.linear_k.bias")
+      'blocks.0.fast_multi_branch.Fast_Kernel_rgu.fast_linear_k.bias'
+    """
+    for pattern, replacement in VARIANTS:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def config_from_release(
+    shapes: Mapping[str, tuple[int, ...]], skips: tuple[tuple[int, ...], ...] | None = None
+) -> TerminatorConfig:
+    """The configuration behind the shapes of a state dict in canonical naming."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in shapes:
+            _complain("missing", [name])
+        return shapes[name]
+
+    def count(pattern: str) -> int:
+        found = (re.match(pattern, name) for name in shapes)
+        return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+    number = max(1, count(r"blocks\.(\d+)\."))
+    at = [f"blocks.{i}.fast_multi_branch." for i in range(number)]
+    channels = [shape(f"{p}channel_mixer_mlp.weight")[0] for p in at]
+    bottlenecks = [shape(f"{p}bottleneck_layer.weight") for p in at]
+    sizes = [
+        shape(f"{at[0]}slow_net_l{n}.Kernel.bias_pk")[-1]
+        for n in range(1, count(re.escape(at[0]) + r"slow_net_l(\d+)\."))
+    ]
+    if skips is None:
+        counts = [b[1] // c - 6 - len(sizes) for b, c in zip(bottlenecks, channels, strict=True)]
+        skips = tuple(tuple(i - 2 - n for n in range(k)) for i, k in enumerate(counts))
+
+    def net(prefix: str) -> tuple[int, int]:
+        hidden = shape(f"{prefix}.Kernel.filters.0.linear.weight")[0]
+        return hidden, count(re.escape(prefix) + r"\.Kernel\.linears\.(\d+)\.")
+
+    nets = dict(
+        local=f"{at[0]}slow_net_l1",
+        channel=f"{at[0]}channel_mixer_hci.slow_net_gc",
+        interaction_channel=f"{at[0]}hyper_interact.slow_net_gc_hi",
+        interaction_spatial=f"{at[0]}hyper_interact.slow_net_gs_hi",
+    )
+    widths = {f"{name}_hidden": net(prefix)[0] for name, prefix in nets.items()}
+    return TerminatorConfig(
+        size=shape(f"{at[0]}slow_net_g.Kernel.bias_p")[2:],
+        channels=channels[0],
+        num_classes=shape("out_layer.bias")[0],
+        factors=tuple(b[0] // c for b, c in zip(bottlenecks, channels, strict=True)),
+        skips=skips,
+        dropout=(0.0, *(0.05,) * (number - 1)),
+        branches=_branches(sizes),
+        global_hidden=net(f"{at[0]}slow_net_g")[0],
+        global_layers=tuple(net(f"{p}slow_net_g")[1] for p in at),
+        local_layers=net(nets["local"])[1],
+        channel_layers=net(nets["channel"])[1],
+        interaction_layers=net(nets["interaction_spatial"])[1],
+        **widths,
+    )
+
+
+def _branches(sizes: list[int]) -> tuple[LocalBranch, ...]:
+    """The release's sources with the sizes found."""
+    if len(sizes) != len(BRANCHES):
+        raise ValueError(f"the release has {len(BRANCHES)} local branches a block, got {sizes}")
+    return tuple(
+        LocalBranch(size, b.kernel_from, b.applied_to)
+        for size, b in zip(sizes, BRANCHES, strict=True)
+    )
+
+
+def release_entries(config: TerminatorConfig) -> Iterator[Entry]:
+    """Every tensor of the release for a configuration."""
+    for i in range(len(config.factors)):
+        yield from _block_entries(config, i)
+    yield Entry("out_layer.weight", ("head", "kernel"), ones=0)
+    yield Entry("out_layer.bias", ("head", "bias"))
+
+
+def _block_entries(config: TerminatorConfig, i: int) -> Iterator[Entry]:
+    size, at, block = config.size, f"blocks.{i}.fast_multi_branch.", ("blocks", i)
+    d = len(size)
+    channels = (config.block_channels[i],)
+    yield Entry(f"blocks.{i}.bias", (*block, "bias"), shape=(1,))
+    nets = (
+        ("slow_net_g", ("slow_net",), size, config.global_layers[i]),
+        ("channel_mixer_hci.slow_net_gc", ("channel_interaction", "channel"), channels,
+         config.channel_layers),
+        ("hyper_interact.slow_net_gc_hi", ("hyper_interaction", "channel"), channels,
+         config.interaction_layers),
+        ("hyper_interact.slow_net_gs_hi", ("hyper_interaction", "spatial"), size,
+         config.interaction_layers),
+    )  # fmt: skip
+    for name, path, net_size, layers in nets:
+        net = (*block, *path)
+        yield from _magnet_entries(f"{at}{name}.Kernel.", net, len(net_size), layers)
+        yield Entry(f"{at}{name}.Kernel.bias_p", (*net, "position"), shape=(1, 1, *net_size))
+    yield from _local_entries(config, at, (*block, "local"))
+    for name, path in (("channel_mixer_mlp", "mixer"), ("bottleneck_layer", "bottleneck")):
+        yield from _linear_entries(f"{at}{name}.", (*block, path), d)
+    for name, path in (("Fast_Kernel_rgu", "rgu1"), ("Fast_Kernel_rgu_2", "rgu2")):
+        for part in "kvqy":
+            yield from _linear_entries(f"{at}{name}.fast_linear_{part}.", (*block, path, part), d)
+        yield Entry(f"{at}{name}.bias_p", (*block, path, "position"), shape=(1, 1, *size))
+
+
+def _linear_entries(name: str, path: tuple, ones: int) -> Iterator[Entry]:
+    yield Entry(f"{name}weight", (*path, "kernel"), ones=ones)
+    yield Entry(f"{name}bias", (*path, "bias"))
+
+
+def _magnet_entries(
+    name: str, path: tuple, d: int, layers: int, index: tuple = ()
+) -> Iterator[Entry]:
+    for layer in range(layers + 1):
+        at = (*index, layer)
+        yield Entry(f"{name}filters.{layer}.linear.weight", (*path, "gabor_weight"), at, d)
+        yield Entry(f"{name}filters.{layer}.linear.bias", (*path, "gabor_bias"), at)
+    for layer in range(layers):
+        at = (*index, layer)
+        yield Entry(f"{name}linears.{layer}.weight", (*path, "weight"), at, d)
+        yield Entry(f"{name}linears.{layer}.bias", (*path, "bias"), at)
+    yield Entry(f"{name}output_linear.weight", (*path, "out_weight"), index or ..., d)
+    yield Entry(f"{name}output_linear.bias", (*path, "out_bias"), index or ...)
+
+
+def _local_entries(config: TerminatorConfig, at: str, path: tuple) -> Iterator[Entry]:
+    d, start, net = len(config.size), 0, (*path, "slow_nets")
+    for n, branch in enumerate(config.branches):
+        name = f"{at}slow_net_l{n + 1}.Kernel."
+        yield from _magnet_entries(name, net, d, config.local_layers, index=(n,))
+        stop = start + branch.size**d
+        shape = (1, 1, *(branch.size,) * d)
+        yield Entry(f"{name}bias_pk", (*net, "position"), slice(start, stop), shape=shape)
+        start = stop
+        for release, ours in (("fast_reduce", "reduce"), ("fast_fc1", "mix")):
+            yield Entry(f"{name}{release}.weight", (*net, f"{ours}_weight"), n, d)
+            yield Entry(f"{name}{release}.bias", (*net, f"{ours}_bias"), n)
+        for layer in range(config.local_layers):
+            linear = f"{name}fast_linears_x.{layer}."
+            yield Entry(f"{linear}weight", (*net, "context_weight"), (n, layer), d)
+            yield Entry(f"{linear}bias", (*net, "context_bias"), (n, layer))
+        mixer = f"{at}local_interact_conv_{n + 1}.channel_mixer."
+        yield Entry(f"{mixer}weight", (*path, "mixer_weight"), n, d)
+        yield Entry(f"{mixer}bias", (*path, "mixer_bias"), n)
+        yield Entry(f"{at}bias{n + 1}", (*path, "scalar"), n, shape=(1,))
+
+
+def _param(model: nnx.Module, path: tuple) -> nnx.Param:
+    for key in path:
+        model = model[key] if isinstance(key, int) else getattr(model, key)
+    return model
+
+
+def _release_view(param: np.ndarray, entry: Entry) -> np.ndarray:
+    """A view of the entry's part of a parameter, in the release's layout."""
+    index = entry.index
+    part = param[index if isinstance(index, slice | type(...)) else (*np.atleast_1d(index), ...)]
+    if entry.ones is not None:
+        return part.T.reshape(*part.T.shape, *(1,) * entry.ones)
+    return part if entry.shape is None else part.reshape(entry.shape)
+
+
+def _complain(what: str, entries: Iterable[str]) -> None:
+    entries = sorted(entries)
+    if entries:
+        more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+        raise ValueError(f"{what} in the state dict: {', '.join(entries[:5])}{more}")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Reads a state dict from a file; PyTorch is imported only for its own formats.
+
+    Raises:
+      ValueError: for an unknown kind of file or a missing package.
+    """
+    match path.suffix:
+        case ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        case ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        case ".ckpt" | ".pth" | ".pt":
+            import torch
+
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = loaded.get("state_dict", loaded)
+            return {name: tensor.numpy() for name, tensor in tensors.items()}
+    raise ValueError(f"cannot read {path}: expected .ckpt, .pth, .pt, .safetensors or .npz")
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to an `.npz` or `.safetensors` file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(dict(arrays), partial)
+    else:
+        np.savez(partial, **arrays)
+    os.replace(partial, path)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns its exit code."""
+    if len(arguments) != 2:
+        print(f"usage: {__doc__.split(chr(10) * 2)[1].strip()}", file=sys.stderr)
+        return 2
+    source, target = map(Path, arguments)
+    try:
+        if target.suffix not in (".npz", ".safetensors"):
+            raise ValueError(f"cannot write {target}: expected .npz or .safetensors")
+        model = terminator_from_release(read(source))
+        write(target, terminator_to_release(model))
+    except ModuleNotFoundError as error:
+        print(f"error: {source.suffix} files need {error.name}: pip install {error.name}",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    except Exception as error:  # whatever a broken file makes its reader raise
+        print(f"error: {source}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"wrote {target}: {model.config}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

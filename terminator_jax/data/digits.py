@@ -1,0 +1,123 @@
+"""The digits of scikit-learn as a TFDS data set, prepared without network and without TensorFlow.
+
+    builder = prepared()
+    builder.info.splits["test"].num_examples  # 360
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+
+from terminator_jax.data.cache import user_cache
+from terminator_jax.data.errors import InputError
+
+TEST_EVERY = 5
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """1,797 handwritten digits of 8×8 pixels; every fifth one, from the first, is the test set."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "The pictures of sklearn.datasets.load_digits, 0..16 made 0..255."}  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits of 43 people, 8×8 pixels in 17 shades of grey.",
+            homepage="https://archive.ics.uci.edu/dataset/80",
+            citation="E. Alpaydin, C. Kaynak: Optical recognition of handwritten digits, 1998",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        del dl_manager  # nothing to download
+        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
+
+    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        from sklearn.datasets import load_digits  # slow to import, and only ever needed once
+
+        digits = load_digits()
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        for index, (image, label) in enumerate(zip(images, digits.target, strict=True)):
+            if (index % TEST_EVERY == 0) == test:
+                yield index, {"image": _png(image), "label": int(label)}
+
+
+def _png(image: np.ndarray) -> io.BytesIO:
+    """The picture as a PNG file: given an array, TFDS would ask TensorFlow to encode it."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).save(file, format="png")
+    file.seek(0)
+    return file
+
+
+def _builder(data_dir: Path) -> Digits:
+    return Digits(data_dir=data_dir, file_format="array_record")
+
+
+def prepared(data_dir: Path | None = None) -> Digits:
+    """The builder of the digits, prepared on first use.
+
+    Any number of processes may call this at once: each that finds nothing prepares a copy of its
+    own, and the first to finish moves it into place whole.
+
+    Args:
+        data_dir: where to keep the data set, by default `tfds` in the user's cache directory.
+
+    Raises:
+        InputError: if the directory cannot be written.
+    """
+    data_dir = data_dir or user_cache() / "tfds"
+    builder = _builder(data_dir)
+    if not builder.is_prepared():
+        try:
+            _prepare(data_dir)
+        except OSError as error:
+            raise InputError(
+                f"cannot keep the digits under {data_dir} ({error.strerror}): set XDG_CACHE_HOME "
+                "to a directory that can be written"
+            ) from error
+        builder = _builder(data_dir)
+    return builder
+
+
+def _prepare(data_dir: Path) -> None:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as own:
+        builder = _builder(Path(own))
+        with _quiet():
+            builder.download_and_prepare()
+        made = Path(builder.data_dir)
+        target = data_dir / made.relative_to(own)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(made, target)
+        except OSError:
+            if not _builder(data_dir).is_prepared():  # else another process was faster
+                raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's bars and its tale of a download."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        tfds.enable_progress_bar()

@@ -1,0 +1,217 @@
+"""Where pictures come from: one split of a TFDS image data set, opened for random access.
+
+    split = open_split("mnist", "train[:5000]")
+    split.read(np.arange(3))["image"].shape  # (3, 28, 28, 1), read from disk
+    pictures = split.load()  # the same pictures in memory, with the same `read`
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+
+from terminator_jax.data import digits
+from terminator_jax.data.errors import InputError
+
+Batch = dict[str, np.ndarray]
+
+BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.prepared}
+
+CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Pictures that are all in memory.
+
+    Attributes:
+        image: uint8, `(count, height, width, channels)`.
+        label: int32, `(count,)`.
+        name: what they are, for messages.
+        num_classes: labels are in `[0, num_classes)`.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and channels of a picture."""
+        return self.image.shape[1:]
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """The pictures at `indices`, `(n,)`, as `image` `(n, *shape)` and `label` `(n,)`."""
+        return {"image": self.image[indices], "label": self.label[indices]}
+
+    def load(self) -> "Pictures":
+        """Itself, being in memory already."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a prepared TFDS data set, on disk.
+
+    Attributes:
+        source: TFDS's random access to the examples.
+        name: data set and split, for messages.
+        shape: height, width and channels of a picture, after resizing.
+        num_classes: labels are in `[0, num_classes)`.
+        resize: side that pictures are scaled to when they are read, 0 for none.
+    """
+
+    source: Any
+    name: str
+    shape: tuple[int, ...]
+    num_classes: int
+    resize: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """The pictures at `indices`, `(n,)`, as `image` `(n, *shape)` and `label` `(n,)`.
+
+        Raises:
+            InputError: if a label is out of range, as those of unlabelled splits are.
+        """
+        examples = self.source.__getitems__([int(i) for i in indices])
+        batch = {
+            "image": np.stack([_resized(example["image"], self.resize) for example in examples]),
+            "label": np.array([example["label"] for example in examples], np.int32),
+        }
+        low, high = batch["label"].min(), batch["label"].max()
+        if low < 0 or high >= self.num_classes:
+            raise InputError(
+                f"{self.name} has a label {low if low < 0 else high}, and labels must be from 0 to "
+                f"{self.num_classes - 1}: choose a split with labels"
+            )
+        return batch
+
+    def load(self) -> Pictures:
+        """Reads every picture into memory."""
+        image = np.empty((len(self), *self.shape), np.uint8)
+        label = np.empty(len(self), np.int32)
+        for start in range(0, len(self), CHUNK):
+            rows = slice(start, min(start + CHUNK, len(self)))
+            batch = self.read(np.arange(rows.start, rows.stop))
+            image[rows], label[rows] = batch["image"], batch["label"]
+        return Pictures(image, label, self.name, self.num_classes)
+
+
+def open_split(
+    dataset: str, split: str, *, data_dir: str = "", download: bool = False, resize: int = 0
+) -> Split:
+    """Opens one split of an image data set; reads no picture yet.
+
+    Args:
+        dataset: a name that TFDS knows, with or without version, or `"digits"`, which is bundled.
+        split: `"train"`, `"test[:1000]"` and the like.
+        data_dir: where TFDS keeps its data sets; by default `$TFDS_DATA_DIR` or
+            `~/tensorflow_datasets`. The bundled ones have a place of their own.
+        download: lets TFDS download and prepare what is not prepared.
+        resize: scales every picture to that many pixels per side; 0 leaves them.
+
+    Raises:
+        InputError: if the data set is unknown, not prepared or not of labelled pictures of one
+            size, or if it has no such split.
+
+    Example:
+        >>> split = open_split("digits", "test")
+        >>> len(split), split.shape, split.num_classes
+        (360, (8, 8, 1), 10)
+    """
+    builder = _builder(dataset, data_dir)
+    if not builder.is_prepared():
+        if not download:
+            raise InputError(_not_prepared(builder))
+        _download(builder)
+    return _open(builder, split, resize)
+
+
+def _builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    if dataset in BUNDLED:
+        return BUNDLED[dataset]()
+    try:
+        return tfds.builder(dataset, data_dir=data_dir or None, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise InputError(
+            f"there is no data set {dataset!r}: take a bundled one ({', '.join(BUNDLED)}) or a name "
+            "of https://www.tensorflow.org/datasets/catalog/overview"
+        ) from error
+    except (ValueError, AssertionError) as error:  # a version or a configuration it does not have
+        raise InputError(f"data set {dataset!r}: {_one_line(error)}") from error
+
+
+def _not_prepared(builder: tfds.core.DatasetBuilder) -> str:
+    """Says that the data set is missing and how to get it there."""
+    made, root = Path(builder.data_dir).resolve(), Path(builder.data_dir_root).resolve()
+    others = [path.name for path in made.parent.glob("*") if (path / "features.json").is_file()]
+    found = f" (it holds version {', '.join(sorted(others))} of it)" if others else ""
+    return (
+        f"{builder.name} is not prepared in {root}{found}: either copy a prepared "
+        f"{made.relative_to(root)} there (or set TFDS_DATA_DIR or --config.data.data_dir to where "
+        "one is), or let TFDS download it with --config.data.download=True"
+    )
+
+
+def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int) -> Split:
+    name = f"{builder.name} {split}"
+    features = dict(builder.info.features)
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise InputError(
+            f"{builder.name} is no set of labelled pictures: it has {', '.join(features)}, and an "
+            "'image' and a class 'label' are needed"
+        )
+    try:
+        count = builder.info.splits[split].num_examples
+        source = builder.as_data_source(split=split)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{builder.name} has no split {split!r}: it has {', '.join(builder.info.splits)}, or "
+            f"parts such as {next(iter(builder.info.splits))}[:1000]"
+        ) from error
+    except NotImplementedError as error:
+        raise InputError(
+            f"{builder.name} in {builder.data_dir} is stored as {builder.info.file_format.value}, "
+            "and only array_record can be read at random places: prepare it again with "
+            "file_format='array_record'"
+        ) from error
+    if count == 0:
+        raise InputError(f"{name} is empty: choose a larger part")
+    shape = (resize, resize, image.shape[-1]) if resize else tuple(image.shape)
+    if None in shape:
+        raise InputError(
+            f"the pictures of {builder.name} have different sizes: set --config.data.resize"
+        )
+    return Split(source, name, shape, label.num_classes, resize)
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    """The picture scaled to `side` pixels per side, each pixel a mean over what it covers."""
+    if not side or image.shape[:2] == (side, side):
+        return image
+    flat = image[..., 0] if image.shape[-1] == 1 else image
+    scaled = PIL.Image.fromarray(flat).resize((side, side), PIL.Image.Resampling.BILINEAR)
+    return np.asarray(scaled).reshape(side, side, image.shape[-1])
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _download(builder: tfds.core.DatasetBuilder) -> None:
+    raise NotImplementedError

@@ -1,0 +1,42 @@
+"""Channel dropout whose masks do not depend on how a batch is split over devices."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.ops.standardize import AxisName
+
+
+class ChannelDropout(nnx.Module):
+    """Drops whole channels of single samples, and scales the others to keep the expectation.
+
+    The mask of a sample is drawn from the key and the sample's index in the whole batch, so that
+    training on one device and on many gives the same result.
+
+    Example:
+      >>> x = jnp.ones((4, 8, 8, 12))
+      >>> y = ChannelDropout(0.5)(x, rngs=nnx.Rngs(dropout=0))
+      >>> sorted(set(y[0].ravel().tolist()))
+      [0.0, 2.0]
+
+    Args:
+      rate: the probability of dropping a channel, in `[0, 1)`.
+      axis_name: the mapped axis over which the batch is split, if any.
+    """
+
+    def __init__(self, rate: float, *, axis_name: AxisName = None):
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must be in [0, 1), got {rate}")
+        self.rate, self.axis_name = rate, axis_name
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """`(batch, *spatial, channels)` to the same; unchanged without `rngs`."""
+        if rngs is None or self.rate == 0:
+            return x
+        batch, channels = x.shape[0], x.shape[-1]
+        first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * batch
+        key = rngs.dropout()
+        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(first + jnp.arange(batch))
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, (channels,)))(keys)
+        keep = keep.reshape((batch, *(1,) * (x.ndim - 2), channels))
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)

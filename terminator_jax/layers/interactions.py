@@ -1,0 +1,94 @@
+"""Interactions: gates from the means of a map, made of a HyperZZW product of vectors."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.slow import ChannelSlowNet, SpatialSlowNet
+from terminator_jax.ops import hyperzzw
+
+
+def _means(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.mean(x, axes, keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _spatial(x: jax.Array) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim - 1))
+
+
+class HyperChannelInteraction(nnx.Module):
+    """`m = mean_space(x)`, `out = x ⊙ sigmoid(m ⊙ k_c ⊙ m)`, k_c from a channel slow network.
+
+    Example:
+      >>> layer = HyperChannelInteraction(12, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 8, 8, 12))).shape
+      (2, 8, 8, 12)
+
+    Args:
+      channels: channels of the map.
+      hidden: width of the slow network.
+      layers: hidden layers of the slow network.
+      slow: `omega0` and `param_dtype` of the slow network.
+      rngs: the source of the initial values.
+    """
+
+    def __init__(
+        self, channels: int, *, hidden: int = 32, layers: int = 2, rngs: nnx.Rngs, **slow
+    ):
+        self.channel = ChannelSlowNet(channels, hidden=hidden, layers=layers, rngs=rngs, **slow)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(batch, *spatial, channels)` to the same."""
+        mean = _means(x, _spatial(x))
+        kernel = self.channel().reshape((1,) * (x.ndim - 1) + (-1,))
+        return x * jax.nn.sigmoid(hyperzzw.twice(mean, kernel)).astype(x.dtype)
+
+
+class HyperInteraction(nnx.Module):
+    """Gates x by the spatial and channel means of y.
+
+    `m = mean_space(y)`, `s = mean_channels(y)`, `out = x ⊙ sigmoid((s ⊙ k_s ⊙ s)(m ⊙ k_c ⊙ m))`.
+
+    Example:
+      >>> layer = HyperInteraction((8, 8), 12, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 8, 8, 12)), jnp.ones((2, 8, 8, 12))).shape
+      (2, 8, 8, 12)
+
+    Args:
+      size: the maps' positions per axis.
+      channels: channels of the maps.
+      channel_hidden: width of the channel slow network.
+      spatial_hidden: width of the spatial slow network.
+      layers: hidden layers of both.
+      slow: `omega0` and `param_dtype` of both.
+      rngs: the source of the initial values.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        channels: int,
+        *,
+        channel_hidden: int = 16,
+        spatial_hidden: int = 64,
+        layers: int = 2,
+        rngs: nnx.Rngs,
+        **slow,
+    ):
+        self.channel = ChannelSlowNet(
+            channels, hidden=channel_hidden, layers=layers, rngs=rngs, **slow
+        )
+        self.spatial = SpatialSlowNet(
+            size, hidden=spatial_hidden, layers=layers, rngs=rngs, **slow
+        )
+
+    def __call__(self, y: jax.Array, x: jax.Array) -> jax.Array:
+        """y and x `(batch, *size, channels)`; returns x gated."""
+        if y.shape != x.shape:
+            raise ValueError(f"y and x must have one shape, got {y.shape} and {x.shape}")
+        channel = self.channel().reshape((1,) * (x.ndim - 1) + (-1,))
+        spatial = self.spatial()[None, ..., None]
+        gate = hyperzzw.twice(_means(y, (-1,)), spatial) * hyperzzw.twice(
+            _means(y, _spatial(y)), channel
+        )
+        return x * jax.nn.sigmoid(gate).astype(x.dtype)

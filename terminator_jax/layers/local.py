@@ -1,0 +1,89 @@
+"""Local HyperZZW: maps convolved with small kernels that another map generates."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.pointwise import kaiming
+from terminator_jax.layers.slow import LocalSlowNets
+from terminator_jax.ops.convolution import depthwise_correlate
+from terminator_jax.ops.standardize import AxisName, batch_standardize
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalBranch:
+    """One local branch: its kernel's size, the map the kernel is made from, the map it meets."""
+
+    size: int
+    kernel_from: str
+    applied_to: str
+
+
+class LocalBranches(nnx.Module):
+    """Local branches: depthwise correlation → pointwise C→C → BS → GELU → + one scalar.
+
+    Example:
+      >>> layer = LocalBranches([LocalBranch(3, "x", "h")], 12, rngs=nnx.Rngs(0))
+      >>> [out] = layer({"x": jnp.ones((2, 8, 8, 12)), "h": jnp.ones((2, 8, 8, 12))})
+      >>> out.shape
+      (2, 8, 8, 12)
+
+    Args:
+      branches: sizes and sources.
+      channels: channels of every map.
+      ndim: spatial axes of the maps.
+      hidden: width of the slow networks.
+      layers: hidden layers of the slow networks.
+      omega0: frequency scale of the slow networks.
+      dtype: dtype of the computation; statistics and kernels stay in float32 or wider.
+      param_dtype: dtype of the parameters.
+      axis_name: the mapped axis over which the batch is split, if any.
+      rngs: the source of the initial values.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[LocalBranch],
+        channels: int,
+        *,
+        ndim: int = 2,
+        hidden: int = 32,
+        layers: int = 2,
+        omega0: float = 2000.0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        axis_name: AxisName = None,
+        rngs: nnx.Rngs,
+    ):
+        self.branches, self.dtype, self.axis_name = tuple(branches), dtype, axis_name
+        self.slow_nets = LocalSlowNets(
+            [b.size for b in branches], channels, ndim=ndim, hidden=hidden, layers=layers,
+            omega0=omega0, param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
+        )  # fmt: skip
+        n = len(self.branches)
+        keys = jax.random.split(rngs.params(), n)
+        self.mixer_weight = nnx.Param(
+            jnp.stack([kaiming(key, (channels, channels), param_dtype) for key in keys])
+        )
+        self.mixer_bias = nnx.Param(jnp.zeros((n, channels), param_dtype))
+        self.scalar = nnx.Param(jnp.zeros(n, param_dtype))
+
+    def __call__(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
+        """One `(batch, *spatial, channels)` map per branch, from the named maps."""
+        kernels = self.slow_nets([maps[b.kernel_from] for b in self.branches])
+        return [
+            self._branch(n, maps[b.applied_to], kernels[..., n, :])
+            for n, b in enumerate(self.branches)
+        ]
+
+    def _branch(self, n: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = depthwise_correlate(x, kernel)
+        weight, bias, scalar = (
+            p[n].astype(y.dtype) for p in (self.mixer_weight, self.mixer_bias, self.scalar)
+        )
+        y = y @ weight + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        y = batch_standardize(y, axis_name=self.axis_name)
+        return jax.nn.gelu(y, approximate=False) + scalar

@@ -1,0 +1,63 @@
+"""The recursive gated unit."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.magnet import uniform
+from terminator_jax.ops.standardize import instance_standardize
+
+
+class RGU(nnx.Module):
+    """Recursive gated unit: a map gated by projections of itself.
+
+    `κ = W_k x`, `v = W_v x`, `q = GELU(IS(κ ⊙ W_q v)) + p`, `out = W_y q`.
+
+    Example:
+      >>> rgu = RGU((8, 8), 12, rngs=nnx.Rngs(0))
+      >>> rgu(jnp.ones((2, 8, 8, 12))).shape
+      (2, 8, 8, 12)
+
+    Args:
+      size: the map's positions per axis; p has one value for each.
+      channels: channels of the map.
+      dtype: dtype of the computation; that of input and parameters if None.
+      param_dtype: dtype of the parameters.
+      rngs: the source of the initial values.
+
+    Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
+    Interaction", 2024.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        channels: int,
+        *,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.size, self.channels = tuple(size), channels
+
+        def linear():
+            return nnx.Linear(
+                channels, channels, kernel_init=uniform(math.sqrt(3 / channels)),
+                dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+            )  # fmt: skip
+
+        self.k, self.v, self.q, self.y = linear(), linear(), linear(), linear()
+        self.position = nnx.Param(jnp.zeros(self.size, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(batch, *size, channels)` to the same."""
+        if x.shape[1:] != (*self.size, self.channels):
+            raise ValueError(f"expected (batch, *{self.size}, {self.channels}), got {x.shape}")
+        return self.y(self.gate(self.k(x), self.q(self.v(x))))
+
+    def gate(self, k: jax.Array, q: jax.Array) -> jax.Array:
+        """`GELU(IS(k ⊙ q)) + p`."""
+        gated = jax.nn.gelu(instance_standardize(k * q), approximate=False)
+        return gated + self.position[...].astype(gated.dtype)[None, ..., None]

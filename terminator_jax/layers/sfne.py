@@ -1,0 +1,196 @@
+"""The slow-fast neural encoding block (SFNE)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.dropout import ChannelDropout
+from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
+from terminator_jax.layers.local import LocalBranch, LocalBranches
+from terminator_jax.layers.magnet import OMEGA0
+from terminator_jax.layers.pointwise import pointwise
+from terminator_jax.layers.rgu import RGU
+from terminator_jax.layers.slow import GlobalSlowNet
+from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.standardize import AxisName, group_standardize, instance_standardize
+
+BRANCHES = (
+    LocalBranch(3, kernel_from="x", applied_to="h"),
+    LocalBranch(9, kernel_from="h", applied_to="x"),
+    LocalBranch(5, kernel_from="u", applied_to="x"),
+    LocalBranch(7, kernel_from="x", applied_to="u"),
+)
+# What the bottleneck reads, in the release's order; further branches and skips come after.
+ORDER = ("o", "l2", "skip1", "f", "o_u", "l1", "s", "l3", "o_h", "l4", "skip2", "i")
+OPERATORS = {"dot": hyperzzw.dot, "product": hyperzzw.product}
+
+
+@dataclasses.dataclass(frozen=True)
+class SlowWidths:
+    """Widths (`hidden`) and depths (`layers`) of a block's slow networks."""
+
+    global_hidden: int = 64
+    global_layers: int = 2
+    local_hidden: int = 32
+    local_layers: int = 2
+    channel_hidden: int = 32
+    channel_layers: int = 2
+    interaction_channel_hidden: int = 16
+    interaction_spatial_hidden: int = 64
+    interaction_layers: int = 2
+
+
+def bottleneck_order(branches: int, skips: int) -> tuple[str, ...]:
+    """Names of the maps that the bottleneck reads, in order.
+
+    Example:
+      >>> bottleneck_order(branches=4, skips=1)
+      ('o', 'l2', 'skip1', 'f', 'o_u', 'l1', 's', 'l3', 'o_h', 'l4', 'i')
+    """
+    extra = [f"l{n + 1}" for n in range(branches)] + [f"skip{n + 1}" for n in range(skips)]
+    present = {"o", "f", "o_u", "s", "o_h", "i", *extra}
+    ordered = [name for name in ORDER if name in present]
+    return tuple(ordered + [name for name in extra if name not in ORDER])
+
+
+class SFNEBlock(nnx.Module):
+    """Slow-fast neural encoding block: full-context interaction of a map with itself.
+
+    A slow network generates a hyper-kernel as large as the map; the map times it is multiplied
+    with three transformed versions of the map, four local branches add small context-dependent
+    kernels, and a bottleneck mixes them all.
+
+    Example:
+      >>> block = SFNEBlock((8, 8), 12, factor=2, rngs=nnx.Rngs(0))
+      >>> block(jnp.ones((2, 8, 8, 12))).shape
+      (2, 8, 8, 24)
+
+    Args:
+      size: the map's positions per axis.
+      channels: C, channels of the input.
+      factor: λ, the output has λC channels.
+      skips: channels of each skip input; each divides C and is tiled to it.
+      branches: the local branches (sizes and sources, any number).
+      operator: how the hyper-kernel meets a map, one of `OPERATORS`.
+      widths: sizes of the slow networks.
+      groups: groups of the standardization after the bottleneck; they divide λC.
+      dropout: probability of dropping a channel of the output.
+      omega0: frequency scale of the slow networks.
+      dtype: dtype of the computation; statistics, phases and kernels stay in float32 or wider.
+      param_dtype: dtype of the parameters.
+      axis_name: the mapped axis over which the batch is split, if any.
+      rngs: the source of the initial values.
+
+    Raises:
+      ValueError: for sizes that do not fit.
+
+    Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
+    Interaction", 2024, and its public release.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        channels: int,
+        factor: int,
+        *,
+        skips: Sequence[int] = (),
+        branches: Sequence[LocalBranch] = BRANCHES,
+        operator: str = "dot",
+        widths: SlowWidths = SlowWidths(),
+        groups: int = 12,
+        dropout: float = 0.0,
+        omega0: float = OMEGA0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        axis_name: AxisName = None,
+        rngs: nnx.Rngs,
+    ):
+        if operator not in OPERATORS:
+            raise ValueError(f"operator {operator!r} is not one of {tuple(OPERATORS)}")
+        if channels * factor % groups:
+            raise ValueError(f"{channels} x {factor} channels do not divide into {groups} groups")
+        for skip in skips:
+            if channels % skip:
+                raise ValueError(f"a skip of {skip} channels cannot be tiled to {channels}")
+        self.size, self.channels, self.skips = tuple(size), channels, tuple(skips)
+        self.operator, self.groups = operator, groups
+        self.dtype, self.axis_name = dtype, axis_name
+        self.order = bottleneck_order(len(branches), len(skips))
+        slow = dict(omega0=omega0, param_dtype=param_dtype, rngs=rngs)
+        fast = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        self.slow_net = GlobalSlowNet(
+            size, channels, hidden=widths.global_hidden, layers=widths.global_layers, **slow
+        )
+        self.rgu1 = RGU(size, channels, **fast)
+        self.rgu2 = RGU(size, channels, **fast)
+        self.mixer = pointwise(channels, channels, **fast)
+        self.channel_interaction = HyperChannelInteraction(
+            channels, hidden=widths.channel_hidden, layers=widths.channel_layers, **slow
+        )
+        self.hyper_interaction = HyperInteraction(
+            size, channels, layers=widths.interaction_layers,
+            channel_hidden=widths.interaction_channel_hidden,
+            spatial_hidden=widths.interaction_spatial_hidden, **slow,
+        )  # fmt: skip
+        self.local = LocalBranches(
+            branches, channels, ndim=len(size), hidden=widths.local_hidden,
+            layers=widths.local_layers, omega0=omega0, axis_name=axis_name, **fast,
+        )  # fmt: skip
+        self.bottleneck = pointwise(len(self.order) * channels, factor * channels, **fast)
+        self.bias = nnx.Param(jnp.zeros((), param_dtype))
+        self.dropout = ChannelDropout(dropout, axis_name=axis_name)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        skips: Sequence[jax.Array] = (),
+        *,
+        hyper_kernel: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Applies the block.
+
+        Args:
+          x: `(batch, *size, C)`.
+          skips: earlier maps `(batch, *size, channels)`, as announced to the constructor.
+          hyper_kernel: `(*size, C)`, the slow network's kernel if it is already at hand.
+          rngs: with a `dropout` stream; without it nothing is dropped.
+
+        Returns:
+          `(batch, *size, λC)`.
+        """
+        self._check(x, skips)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        kernel = self.slow_net() if hyper_kernel is None else hyper_kernel
+        maps = self._maps(x, kernel.astype(x.dtype)[None])
+        for n, skip in enumerate(skips, start=1):
+            repeats = (1,) * (x.ndim - 1) + (self.channels // skip.shape[-1],)
+            maps[f"skip{n}"] = jnp.tile(skip.astype(x.dtype), repeats)
+        y = self.bottleneck(jnp.concatenate([maps[name] for name in self.order], axis=-1))
+        y = group_standardize(y, groups=self.groups, axis_name=self.axis_name)
+        y = jax.nn.gelu(y, approximate=False) + self.bias[...].astype(y.dtype)
+        return self.dropout(y, rngs=rngs)
+
+    def _maps(self, x: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
+        operate = OPERATORS[self.operator]
+        hyper = x * kernel
+        f = instance_standardize(self.rgu2(hyper) + self.rgu1(x))
+        u = instance_standardize(self.mixer(x))
+        h = instance_standardize(self.channel_interaction(x))
+        o, o_u, o_h = (operate(hyper, z) for z in (f, u, h))
+        s = jax.nn.sigmoid(o) * o
+        i = self.hyper_interaction(o, x)
+        local = self.local(dict(x=x, u=u, h=h))
+        names = {f"l{n + 1}": m for n, m in enumerate(local)}
+        return dict(o=o, f=f, o_u=o_u, s=s, o_h=o_h, i=i, **names)
+
+    def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
+        expected = [(*x.shape[:1], *self.size, c) for c in (self.channels, *self.skips)]
+        found = [x.shape, *(skip.shape for skip in skips)]
+        if found != expected:
+            raise ValueError(f"expected x and skips of shapes {expected}, got {found}")

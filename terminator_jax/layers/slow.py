@@ -1,0 +1,222 @@
+"""The four slow networks: where the kernels of the fast network come from.
+
+| | axes | size | channels | depends on the input |
+|---|---|---|---|---|
+| `GlobalSlowNet` | those of the data | the map's | C | no |
+| `ChannelSlowNet` | 1 | C | 1 | no |
+| `SpatialSlowNet` | those of the data | the map's | 1 | no |
+| `LocalSlowNets` | those of the data | small | C | yes |
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from terminator_jax.layers.magnet import OMEGA0, MAGNet, gabor_init, uniform
+from terminator_jax.ops import coordinates, magnet, pooling
+from terminator_jax.ops.standardize import AxisName, across
+
+
+class GlobalSlowNet(MAGNet):
+    """A hyper-kernel as large as the map: `(*size, channels)`.
+
+    Example:
+      >>> GlobalSlowNet((8, 8), 12, rngs=nnx.Rngs(0))().shape
+      (8, 8, 12)
+    """
+
+
+class ChannelSlowNet(MAGNet):
+    """A kernel over the channels: `(channels,)`.
+
+    Example:
+      >>> ChannelSlowNet(12, rngs=nnx.Rngs(0))().shape
+      (12,)
+    """
+
+    def __init__(self, channels: int, *, hidden: int = 32, layers: int = 2, **kwargs):
+        super().__init__((channels,), 1, hidden=hidden, layers=layers, **kwargs)
+
+    def __call__(self) -> jax.Array:
+        return super().__call__()[..., 0]
+
+
+class SpatialSlowNet(MAGNet):
+    """A kernel over the positions, shared by the channels: `(*size,)`.
+
+    Example:
+      >>> SpatialSlowNet((8, 8), rngs=nnx.Rngs(0))().shape
+      (8, 8)
+    """
+
+    def __init__(self, size: tuple[int, ...], *, hidden: int = 64, layers: int = 2, **kwargs):
+        super().__init__(size, 1, hidden=hidden, layers=layers, **kwargs)
+
+    def __call__(self) -> jax.Array:
+        return super().__call__()[..., 0]
+
+
+class LocalSlowNets(nnx.Module):
+    """Small kernels that depend on the batch: several networks of one shape, evaluated together.
+
+    Every kernel is computed at the centre of the largest one's grid, zero around it, so that
+    all of them are one array and can serve one depthwise convolution.
+
+    Example:
+      >>> nets = LocalSlowNets((3, 9), 12, rngs=nnx.Rngs(0))
+      >>> x, h = jnp.ones((2, 8, 8, 12)), jnp.zeros((2, 8, 8, 12))
+      >>> nets((x, h)).shape
+      (9, 9, 2, 12)
+
+    Args:
+      sizes: the odd size of each kernel, the same on every axis.
+      channels: channels of the maps and of the kernels.
+      ndim: spatial axes of the data.
+      hidden: width of the networks.
+      layers: L, the number of hidden layers.
+      omega0: frequency scale of the sine filters.
+      param_dtype: dtype of the parameters.
+      axis_name: the mapped axis over which the batch is split, if any: the kernels depend on the
+        mean over the whole batch.
+      rngs: the source of the initial values.
+
+    Raises:
+      ValueError: for even sizes, or when called with other maps than it was built for.
+
+    Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
+    Interaction", 2024; the normalization's constants are those of its public release.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        channels: int,
+        *,
+        ndim: int = 2,
+        hidden: int = 32,
+        layers: int = 2,
+        omega0: float = OMEGA0,
+        param_dtype=jnp.float32,
+        axis_name: AxisName = None,
+        rngs: nnx.Rngs,
+    ):
+        if not sizes or any(k < 1 or k % 2 == 0 for k in sizes):
+            raise ValueError(f"sizes of local kernels must be odd, got {tuple(sizes)}")
+        self.sizes, self.channels, self.ndim = tuple(sizes), channels, ndim
+        self.axis_name = axis_name
+        n = len(self.sizes)
+
+        def param(init, *shape):
+            return nnx.Param(init(rngs.params(), shape, param_dtype))
+
+        def gabor(key, shape, dtype):
+            init = gabor_init(omega0)
+            return jnp.stack([init(k, shape[1:], dtype) for k in jax.random.split(key, n)])
+
+        def out(key, shape, dtype):
+            scale = [math.sqrt(3 / hidden / k**ndim) for k in self.sizes]
+            return uniform(1)(key, shape, dtype) * jnp.asarray(scale, dtype)[:, None, None]
+
+        square, zeros, ones = (
+            uniform(math.sqrt(3 / hidden)), nnx.initializers.zeros, nnx.initializers.ones,
+        )  # fmt: skip
+        self.gabor_weight = param(gabor, n, layers + 1, ndim, hidden)
+        self.gabor_bias = param(zeros, n, layers + 1, hidden)
+        self.weight = param(square, n, layers, hidden, hidden)
+        self.bias = param(ones, n, layers, hidden)
+        # One value per position, one kernel after the other.
+        self.position = param(zeros, sum(k**ndim for k in self.sizes))
+        self.out_weight = param(out, n, hidden, channels)
+        self.out_bias = param(zeros, n, channels)
+        self.reduce_weight = param(uniform(channels**-0.5), n, channels, hidden)
+        self.reduce_bias = param(uniform(channels**-0.5), n, hidden)
+        self.mix_weight = param(uniform(hidden**-0.5), n, hidden, hidden)
+        self.mix_bias = param(uniform(hidden**-0.5), n, hidden)
+        self.context_weight = param(square, n, layers, hidden, hidden)
+        self.context_bias = param(ones, n, layers, hidden)
+
+    def __call__(self, sources: Sequence[jax.Array]) -> jax.Array:
+        """Kernels `(K, …, K, number, channels)` from one map `(batch, *spatial, channels)` each.
+
+        K is the largest size.
+        """
+        self._check(sources)
+        return self.from_mean([jnp.mean(x, axis=0) for x in sources])
+
+    def from_mean(self, means: Sequence[jax.Array]) -> jax.Array:
+        """Kernels from the maps' means over the (local) batch, `(*spatial, channels)` each."""
+        grids, inside, index = _canvas(self.sizes, self.ndim)
+        pooled = across(self._pool(means), self.axis_name)
+        net = magnet.Magnet(
+            self.gabor_weight[...], self.gabor_bias[...], self.weight[...], self.bias[...],
+            jnp.zeros(inside.size, self.position.dtype).at[index].set(self.position[...])
+            .reshape(inside.shape),
+            self.out_weight[...], self.out_bias[...],
+        )  # fmt: skip
+        mix = magnet.Context(
+            self.reduce_weight[...], self.reduce_bias[...], self.mix_weight[...],
+            self.mix_bias[...], self.context_weight[...], self.context_bias[...],
+        )  # fmt: skip
+        kernels = jax.vmap(magnet.context_magnet)(
+            net, mix, jnp.asarray(grids, pooled.dtype), pooled, jnp.asarray(inside, pooled.dtype)
+        )
+        canvas = (max(self.sizes),) * self.ndim
+        return jnp.moveaxis(kernels, 0, 1).reshape(*canvas, len(self.sizes), self.channels)
+
+    def _pool(self, means: Sequence[jax.Array]) -> jax.Array:
+        """`(number, positions, channels)`: every mean, pooled to its kernel's size."""
+        largest, dtype = max(self.sizes), jnp.promote_types(jnp.float32, self.weight.dtype)
+
+        def pool(mean, size):
+            pooled = pooling.adaptive_average(mean[None].astype(dtype), (size,) * self.ndim)[0]
+            margin = (largest - size) // 2
+            pooled = jnp.pad(pooled, [(margin, margin)] * self.ndim + [(0, 0)])
+            return pooled.reshape(-1, self.channels)
+
+        return jnp.stack([pool(m, k) for m, k in zip(means, self.sizes, strict=True)])
+
+    def _check(self, sources: Sequence[jax.Array]) -> None:
+        if len(sources) != len(self.sizes):
+            raise ValueError(f"{len(self.sizes)} kernels need as many maps, got {len(sources)}")
+        for x in sources:
+            if x.ndim != self.ndim + 2 or x.shape[-1] != self.channels:
+                raise ValueError(
+                    f"expected (batch, {self.ndim} spatial axes, {self.channels}), got {x.shape}"
+                )
+
+
+class LocalSlowNet(LocalSlowNets):
+    """One small kernel that depends on the batch: `(size, …, size, channels)`.
+
+    Example:
+      >>> net = LocalSlowNet(5, 12, rngs=nnx.Rngs(0))
+      >>> net(jnp.ones((2, 8, 8, 12))).shape
+      (5, 5, 12)
+    """
+
+    def __init__(self, size: int, channels: int, **kwargs):
+        super().__init__((size,), channels, **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__((x,))[..., 0, :]
+
+
+def _canvas(sizes: Sequence[int], ndim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest kernel's grid, for each kernel: coordinates, inside or not, and flat indices.
+
+    Returns:
+      `(number, positions, ndim)` coordinates, -1 to 1 across each kernel; `(number, positions)`
+      marks; and the flat index into these of every position of one kernel after the other.
+    """
+    largest = max(sizes)
+    offset = np.arange(largest) - largest // 2
+    axes = np.stack(np.meshgrid(*[offset] * ndim, indexing="ij"), -1).reshape(-1, ndim)
+    half = np.array(sizes)[:, None] // 2
+    inside = (abs(axes).max(-1)[None] <= half).astype(np.float64)
+    # A kernel of one position sits at -1, as linspace(-1, 1, 1) has it.
+    grids = np.where(half[..., None] == 0, -1.0, axes[None] / np.maximum(half, 1)[..., None])
+    return grids, inside, np.flatnonzero(inside)

@@ -1,0 +1,201 @@
+"""What the Terminator is trained on: label smoothing, slow neural loss, L2 norms."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+# What the L2 penalty of the Terminator counts: the end of a parameter's path, whether it is slow
+# or recursive (and so counts a millionth), and how many leading axes stack tensors in it.
+PENALIZED = (
+    (r"\.(mixer|bottleneck)\.(kernel|bias)", False, 0),
+    (r"\.local\.(mixer_weight|mixer_bias|scalar)", False, 1),
+    (r"\.rgu[12]\.[kvqy]\.kernel", True, 0),
+    (r"\.(slow_net|hyper_interaction\.spatial)\.out_weight", True, 0),
+    (r"\.(slow_net|hyper_interaction\.spatial)\.(gabor_weight|weight)", True, 1),
+    (r"\.local\.slow_nets\.(out_weight|reduce_weight|mix_weight)", True, 1),
+    (r"\.local\.slow_nets\.(gabor_weight|weight|context_weight)", True, 2),
+)
+
+
+def _at_least_float32(x: jax.typing.ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def label_smoothing(
+    logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike, epsilon: float = 0.09
+) -> jax.Array:
+    r"""Cross-entropy against labels of which a share `epsilon` is spread over all classes.
+
+    .. math:: (1-ε) \cdot (-\log p_{label}) + \frac{ε}{C} \sum_c -\log p_c
+
+    Args:
+        logits: `(..., classes)`; reduced precision is computed in float32.
+        labels: `(...)` integers in `[0, classes)`. A label above that range gives NaN.
+        epsilon: the share spread evenly over the classes, in [0, 1].
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        TypeError: if the labels are no integers.
+        ValueError: if the shapes do not fit or `epsilon` is out of range.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from terminator_jax.losses import label_smoothing
+        >>> logits = jnp.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> print(f"{label_smoothing(logits, jnp.array([0, 1]), epsilon=0.09):.4f}")
+        0.4855
+
+    References:
+        Szegedy et al, `Rethinking the Inception Architecture for Computer Vision
+        <https://arxiv.org/abs/1512.00567>`_, 2015
+    """
+    logits, labels = _at_least_float32(logits), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"logits must have the labels' shape and then one axis of classes, "
+            f"got logits {logits.shape} and labels {labels.shape}"
+        )
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")
+    log_p = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
+    return -(1 - epsilon) * jnp.mean(chosen) - epsilon * jnp.mean(log_p)
+
+
+def slow_neural(
+    hyper_kernels: Sequence[jax.typing.ArrayLike],
+    factors: Sequence[int],
+    channel_sum: bool = False,
+) -> jax.Array:
+    r"""Slow neural loss: draws each block's hyper-kernel towards those of the blocks before it.
+
+    .. math:: \sum_{j<i} \operatorname{mean} \left(\operatorname{tile}(K_j) - K_i\right)^2
+
+    where the channels of `K_j` are repeated, as `jnp.tile` does, to the number that `K_i` has.
+
+    Args:
+        hyper_kernels: one a block, `(*size, channels)`, all of one size.
+        factors: by how much each block multiplies its channels. The last block's may be left out.
+        channel_sum: if True, channels are summed first, and nothing is tiled:
+            :math:`\sum_{j<i} \operatorname{mean} (\sum_c K_j - \sum_c K_i)^2`, over positions.
+
+    Returns:
+        A scalar; 0 for a single block.
+
+    Raises:
+        ValueError: if the kernels differ in size, or their channels do not follow the factors.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from terminator_jax.losses import slow_neural
+        >>> kernels = [jnp.ones((8, 8, 3)), jnp.zeros((8, 8, 12)), jnp.ones((8, 8, 24))]
+        >>> print(slow_neural(kernels, factors=(4, 2, 2)))
+        2.0
+
+    References:
+        Zhang, `HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction
+        <https://arxiv.org/abs/2401.17948>`_, 2024
+    """
+    kernels = [_at_least_float32(kernel) for kernel in hyper_kernels]
+    _check_kernels([kernel.shape for kernel in kernels], factors)
+    if channel_sum:
+        kernels = [kernel.sum(axis=-1, keepdims=True) for kernel in kernels]
+    pairs = [(kernels[j], kernels[i]) for i in range(len(kernels)) for j in range(i)]
+    return sum((_tiled_difference(*pair) for pair in pairs), jnp.zeros(()))
+
+
+def _tiled_difference(narrow: jax.Array, wide: jax.Array) -> jax.Array:
+    """mean((tile(narrow) - wide)²): tiled channel c is narrow's c mod its channels."""
+    tiles = wide.reshape(*narrow.shape[:-1], -1, narrow.shape[-1])
+    return jnp.mean(jnp.square(narrow[..., None, :] - tiles))
+
+
+def _check_kernels(shapes: list[tuple[int, ...]], factors: Sequence[int]) -> None:
+    """Raises ValueError unless all sizes agree and channels grow by the factors."""
+    if not shapes or len(factors) not in (len(shapes), len(shapes) - 1):
+        raise ValueError(
+            f"one factor for each block (or for each but the last) is needed, "
+            f"got {len(factors)} for {len(shapes)} hyper-kernels"
+        )
+    for before, after, factor in zip(shapes, shapes[1:], factors, strict=False):
+        if after != (*before[:-1], before[-1] * factor):
+            raise ValueError(
+                f"a hyper-kernel {before} and factor {factor} ask for "
+                f"{(*before[:-1], before[-1] * factor)} next, got {after}"
+            )
+
+
+def safe_norm(x: jax.typing.ArrayLike) -> jax.Array:
+    """Euclidean norm of all of `x`, with gradient 0 where `x` is 0.
+
+    A plain `jnp.linalg.norm` has a gradient of NaN there, and many biases start at 0.
+
+    Args:
+        x: any shape; reduced precision is computed in float32.
+
+    Returns:
+        A scalar.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from terminator_jax.losses import safe_norm
+        >>> print(safe_norm(jnp.array([3.0, 4.0])), jax.grad(safe_norm)(jnp.zeros(2)))
+        5.0 [0. 0.]
+    """
+    square = jnp.sum(jnp.square(_at_least_float32(x)))
+    is_zero = square == 0
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
+
+
+def l2(params, scale: float = 5e-5, slow_scale: float = 1e-6) -> jax.Array:
+    r"""The Terminator's penalty on the norms (not their squares) of some of its tensors.
+
+    .. math:: s \left(\sum_\text{mixers, bottlenecks} \|θ\|
+        + s_\text{slow} \sum_\text{slow networks, RGUs} \|W\|\right)
+
+    Every tensor of the mixers, the bottlenecks, the local mixers and the local scalars counts, and
+    of the slow networks over the data's axes and of the recursive gated units the pointwise weights.
+
+    Args:
+        params: the parameters of a model that holds SFNE blocks, e.g. `nnx.state(model, nnx.Param)`
+            or the same as a pure dictionary.
+        scale: s, of the whole.
+        slow_scale: of the slow networks and the recursive gated units.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if no parameter is one of those.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from terminator_jax.losses import l2
+        >>> from terminator_jax.models import Terminator, TerminatorConfig
+        >>> model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
+        >>> bool(0 < l2(nnx.state(model, nnx.Param)) < 0.1)
+        True
+    """
+    terms = [
+        (slow_scale if slow else 1.0) * _sum_of_norms(leaf, stacked)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        for pattern, slow, stacked in PENALIZED
+        if re.search(f"{pattern}(\\.value)?$", jax.tree_util.keystr(path, simple=True, separator="."))
+    ]
+    if not terms:
+        raise ValueError("none of the parameters belongs to an SFNE block of a Terminator")
+    return scale * sum(terms)
+
+
+def _sum_of_norms(x: jax.Array, stacked: int) -> jax.Array:
+    """The norms of the tensors stacked along the leading axes of `x`, summed."""
+    tensors = x.reshape(math.prod(x.shape[:stacked]), -1)
+    return jnp.sum(jax.vmap(safe_norm)(tensors))

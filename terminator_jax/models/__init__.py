@@ -1,0 +1,5 @@
+"""Whole networks."""
+
+from terminator_jax.models.terminator import Intermediates, Terminator, TerminatorConfig
+
+__all__ = ["Intermediates", "Terminator", "TerminatorConfig"]

@@ -1,0 +1,184 @@
+"""The Terminator: slow-fast blocks without residuals, attention or downsampling."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.local import LocalBranch
+from terminator_jax.layers.magnet import OMEGA0
+from terminator_jax.layers.pointwise import pointwise
+from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowWidths
+from terminator_jax.ops.standardize import AxisName
+
+
+@dataclasses.dataclass(frozen=True)
+class TerminatorConfig:
+    """Everything that shapes a Terminator. `cifar()`, `mnist()` and `digits()` are made variants.
+
+    Attributes:
+      size: positions of the input per axis, e.g. `(rows, columns)`.
+      channels: channels of the input.
+      num_classes: number of logits.
+      factors: λ of each block: it has λ times the channels of its input.
+      skips: for each block, the earlier blocks whose output it also reads.
+      dropout: channel dropout of each block.
+      branches: the local branches of every block.
+      operator: how the hyper-kernel meets a map: `dot` or `product`.
+      groups: groups of the standardization after each bottleneck; they divide each block's output.
+      global_layers: depth of each block's global slow network. The other fields size the slow
+        networks alike in all blocks, see `SlowWidths`.
+      omega0: frequency scale of the slow networks.
+    """
+
+    size: tuple[int, ...] = (32, 32)
+    channels: int = 3
+    num_classes: int = 10
+    factors: tuple[int, ...] = (4, 3, 2, 2, 2)
+    skips: tuple[tuple[int, ...], ...] = ((), (), (0,), (1,), (2, 1))
+    dropout: tuple[float, ...] = (0.0, 0.05, 0.05, 0.05, 0.05)
+    branches: tuple[LocalBranch, ...] = BRANCHES
+    operator: str = "dot"
+    groups: int = 12
+    global_hidden: int = 64
+    global_layers: tuple[int, ...] = (3, 2, 2, 2, 2)
+    local_hidden: int = 32
+    local_layers: int = 2
+    channel_hidden: int = 32
+    channel_layers: int = 2
+    interaction_channel_hidden: int = 16
+    interaction_spatial_hidden: int = 64
+    interaction_layers: int = 2
+    omega0: float = OMEGA0
+
+    def __post_init__(self):
+        for name in ("skips", "dropout", "global_layers"):
+            if len(getattr(self, name)) != len(self.factors):
+                raise ValueError(
+                    f"{name} must have one entry per block: {len(self.factors)} factors,"
+                    f" {name} = {getattr(self, name)}"
+                )
+        for block, earlier in enumerate(self.skips):
+            if any(not 0 <= e < block for e in earlier):
+                raise ValueError(f"block {block} can only skip from blocks before it: {earlier}")
+
+    @property
+    def block_channels(self) -> tuple[int, ...]:
+        """Channels at the input of each block and at the output of the last."""
+        products = [math.prod(self.factors[:i]) for i in range(len(self.factors) + 1)]
+        return tuple(self.channels * p for p in products)
+
+    @classmethod
+    def cifar(cls, **overrides) -> "TerminatorConfig":
+        """32×32×3, 1,336,855 parameters for 10 classes: the published network."""
+        return cls(**overrides)
+
+    @classmethod
+    def mnist(cls, **overrides) -> "TerminatorConfig":
+        """28×28×1, a small network."""
+        small = dict(
+            size=(28, 28), channels=1, factors=(12, 2, 1, 2), skips=((), (), (0,), (1, 0)),
+            dropout=(0.0, 0.05, 0.05, 0.05), global_layers=(3, 2, 2, 2),
+            global_hidden=32, local_hidden=16, channel_hidden=16, interaction_spatial_hidden=32,
+        )  # fmt: skip
+        return cls(**{**small, **overrides})
+
+    @classmethod
+    def digits(cls, **overrides) -> "TerminatorConfig":
+        """8×8×1, a tiny network."""
+        return cls(**{**dict(size=(8, 8), channels=1, factors=(12, 2, 1, 2, 2)), **overrides})
+
+
+class Intermediates(NamedTuple):
+    """`hyper_kernels`: `(*size, C)` per block; `features`: `(batch, *size, λC)` per block."""
+
+    hyper_kernels: list[jax.Array]
+    features: list[jax.Array]
+
+
+class Terminator(nnx.Module):
+    """A classifier of slow-fast blocks.
+
+    Example:
+      >>> model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
+      >>> model(jnp.ones((4, 8, 8, 1))).shape
+      (4, 10)
+
+    Predictions use the batch's own statistics, as the release does, so that a sample's logits
+    depend on the batch it is in.
+
+    Args:
+      config: the shape of the network.
+      dtype: dtype of the computation, e.g. `jnp.bfloat16`; statistics, kernels and logits stay in
+        float32 or wider.
+      param_dtype: dtype of the parameters.
+      axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split.
+      rngs: the source of the initial values.
+
+    Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
+    Interaction", 2024.
+    """
+
+    def __init__(
+        self,
+        config: TerminatorConfig,
+        *,
+        dtype=None,
+        param_dtype=jnp.float32,
+        axis_name: AxisName = None,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.dtype = config, dtype
+        widths = {f.name for f in dataclasses.fields(SlowWidths)} - {"global_layers"}
+        channels = config.block_channels
+        self.blocks = nnx.List(
+            SFNEBlock(
+                config.size, channels[i], factor,
+                skips=[channels[j + 1] for j in config.skips[i]],
+                branches=config.branches, operator=config.operator,
+                widths=SlowWidths(
+                    global_layers=config.global_layers[i],
+                    **{name: getattr(config, name) for name in widths},
+                ),
+                groups=config.groups, dropout=config.dropout[i], omega0=config.omega0,
+                dtype=dtype, param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
+            )
+            for i, factor in enumerate(config.factors)
+        )  # fmt: skip
+        self.head = pointwise(
+            channels[-1], config.num_classes, param_dtype=param_dtype, rngs=rngs
+        )
+
+    def __call__(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, intermediates: bool = False
+    ) -> jax.Array | tuple[jax.Array, Intermediates]:
+        """Logits `(batch, num_classes)` of `x (batch, *size, channels)`.
+
+        Args:
+          x: floating-point pictures or sequences.
+          rngs: with a `dropout` stream, for training; without it nothing is dropped.
+          intermediates: whether to return `(logits, Intermediates)`.
+
+        Raises:
+          ValueError: if `x` does not fit the configuration.
+          TypeError: if `x` is not of a floating-point type.
+        """
+        self._check(x)
+        kernels = [block.slow_net() for block in self.blocks]
+        features: list[jax.Array] = []
+        for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
+            x = block(x, [features[j] for j in earlier], hyper_kernel=kernel, rngs=rngs)
+            features.append(x)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        logits = self.head(jnp.mean(x, tuple(range(1, x.ndim - 1)), dtype=wide))
+        return (logits, Intermediates(kernels, features)) if intermediates else logits
+
+    def _check(self, x: jax.Array) -> None:
+        expected = (*self.config.size, self.config.channels)
+        if x.shape[1:] != expected:
+            raise ValueError(f"expected pictures (batch, *{expected}), got {x.shape}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"expected floating-point pictures, got {x.dtype}: scale them first")

@@ -1,0 +1,40 @@
+"""HyperZ·Z·W: products of a hyper-kernel with activations."""
+
+import jax
+import jax.numpy as jnp
+
+
+def dot(hyper: jax.Array, u: jax.Array) -> jax.Array:
+    """Per channel, the matrix product of two square maps: `Σ_k hyper[b,i,k,c] u[b,k,j,c]`.
+
+    Args:
+      hyper: `(batch, n, n, channels)`, a hyper-kernel times its input.
+      u: `(batch, n, n, channels)`.
+
+    Raises:
+      ValueError: if the maps are not square, 2-D and of equal shape.
+
+    Example:
+      >>> eye = jnp.eye(3)[None, :, :, None]
+      >>> u = jnp.arange(9.0).reshape(1, 3, 3, 1)
+      >>> bool((dot(eye, u) == u).all())
+      True
+    """
+    if hyper.shape != u.shape or hyper.ndim != 4 or hyper.shape[1] != hyper.shape[2]:
+        raise ValueError(
+            f"dot needs two equal square maps (batch, n, n, channels), got {hyper.shape} and"
+            f" {u.shape}; choose 'product' or 'convolution' for other maps"
+        )
+    return jnp.einsum("bikc,bkjc->bijc", hyper, u)
+
+
+def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
+    """Elementwise product of a hyper-kernel times its input with a map of the same shape."""
+    if hyper.shape != u.shape:
+        raise ValueError(f"product needs equal shapes, got {hyper.shape} and {u.shape}")
+    return hyper * u
+
+
+def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`y ⊙ kernel ⊙ y`, the elementwise HyperZZW that interactions gate with."""
+    return y * kernel * y

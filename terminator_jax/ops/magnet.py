@@ -1,0 +1,118 @@
+"""MAGNet: kernels from coordinates by products of Gabor-like sine filters (Romero et al. 2021).
+
+    g_l(c) = sin(A_l c + a_l)                                 l = 0..L
+    h_0 = g_0(c);   h_i = g_i(c) ⊙ (h_{i-1} W_i + b_i) + p    i = 1..L
+    out = h_L W_o + b_o
+
+A context-dependent variant, for the local kernels, normalizes `h` and multiplies it by a
+projection of the context after every layer.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Magnet(NamedTuple):
+    """Parameters of a MAGNet with L layers, d input axes and `hidden` channels, stacked by layer.
+
+    `A (L+1, d, hidden)`, `a (L+1, hidden)`, `W (L, hidden, hidden)`, `b (L, hidden)`,
+    `p (positions,)`, `W_o (hidden, features)`, `b_o (features,)`.
+    """
+
+    gabor_weight: Any
+    gabor_bias: Any
+    weight: Any
+    bias: Any
+    position: Any
+    out_weight: Any
+    out_bias: Any
+
+
+class Context(NamedTuple):
+    """Parameters that make a MAGNet depend on its input: `R`, `F` and, by layer, `X`.
+
+    `R (channels, hidden)`, `F (hidden, hidden)`, `X (L, hidden, hidden)` with their biases.
+    """
+
+    reduce_weight: Any
+    reduce_bias: Any
+    mix_weight: Any
+    mix_bias: Any
+    weight: Any
+    bias: Any
+
+
+# The release's constants in `h ← α stop_gradient(h) + β h / ‖h‖`.
+ALPHA, BETA = 1.0, 0.1
+NORM_FLOOR = 1e-12
+
+
+def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """`sin(A c + a)` of every layer at once.
+
+    The phases reach 1e5 rad, so they are broadcast multiply-adds in the coordinates' precision:
+    a product on a matrix unit may round its operands to bfloat16, which would leave noise.
+
+    Args:
+      coordinates: `(positions, d)`, float32 or wider.
+      weight: `(layers, d, hidden)`.
+      bias: `(layers, hidden)`.
+
+    Returns:
+      `(layers, positions, hidden)` in the dtype of the phases.
+    """
+    dtype = jnp.promote_types(jnp.float32, jnp.result_type(coordinates, weight))
+    coordinates, weight, bias = (a.astype(dtype) for a in (coordinates, weight, bias))
+    phase = bias[:, None]
+    for axis in range(coordinates.shape[1]):
+        phase = phase + coordinates[None, :, axis, None] * weight[:, axis, None]
+    return jnp.sin(phase)
+
+
+def magnet(net: Magnet, coordinates: jax.Array) -> jax.Array:
+    """The kernel of a MAGNet at the given coordinates: `(positions, d)` to `(positions, features)`.
+
+    Source: section 3.1 of Romero et al., "FlexConv", 2021.
+    """
+    g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
+    h = g[0]
+    for i in range(len(net.weight)):
+        h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]
+    return h @ net.out_weight + net.out_bias[None]
+
+
+def context(net: Context, pooled: jax.Array) -> jax.Array:
+    """`GELU(F R pooled)`: `(positions, channels)`, a batch mean, to `(positions, hidden)`."""
+    reduced = pooled @ net.reduce_weight + net.reduce_bias[None]
+    return jax.nn.gelu(reduced @ net.mix_weight + net.mix_bias[None], approximate=False)
+
+
+def context_magnet(
+    net: Magnet, mix: Context, coordinates: jax.Array, pooled: jax.Array, inside: jax.Array
+) -> jax.Array:
+    """The kernel of a MAGNet that depends on its input.
+
+    Args:
+      net: the MAGNet.
+      mix: the parameters of the dependence.
+      coordinates: `(positions, d)`.
+      pooled: `(positions, channels)`, the pooled input, averaged over the batch.
+      inside: `(positions,)` of 0 and 1; positions marked 0 count in no norm and come out as 0, so
+        that kernels of several sizes can be computed together on the largest one's grid.
+
+    Returns:
+      `(positions, features)`.
+    """
+    t = context(mix, pooled)
+    g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
+    inside = inside[:, None].astype(g.dtype)
+    h = g[0]
+    for i in range(len(net.weight)):
+        h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]
+        square = jnp.sum(inside * h * h, axis=0, keepdims=True)
+        norm = jnp.sqrt(jnp.maximum(square, NORM_FLOOR**2))
+        h = ALPHA * jax.lax.stop_gradient(h) + BETA * h / norm
+        h = h * (t @ mix.weight[i] + mix.bias[i, None])
+    return (h @ net.out_weight + net.out_bias[None]) * inside

@@ -1,0 +1,4 @@
+"""The training application: configuration, task, state, step, parallelism, checkpoints, logs, loop.
+
+`loop.train(config, workdir)` is the whole of it; `python -m terminator_jax.train` calls that.
+"""

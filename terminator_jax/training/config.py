@@ -1,0 +1,290 @@
+"""The configuration of a run: its fields, how it is read, checked, kept and compared.
+
+An experiment is a file with a function `get_config()` that starts from `default_config()` and
+changes what it needs:
+
+    from terminator_jax.training.config import default_config
+
+    def get_config():
+        config = default_config()
+        config.data.name = "mnist"
+        config.optimizer.learning_rate = 0.001
+        return config
+"""
+
+import difflib
+import json
+import runpy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from terminator_jax.data.errors import InputError
+
+# Fields that a run may change when it goes on: they do not change what it computes.
+FREE = {
+    "checkpoint_every_steps",
+    "compilation_cache",
+    "data.data_dir",
+    "data.download",
+    "data.in_memory",
+    "log_every_steps",
+}
+
+
+def default_config() -> ConfigDict:
+    """Every field there is, each with a value of its type; locked, so that a slip is an error.
+
+    Example:
+        >>> default_config().optimizer.name
+        'kar3'
+    """
+    config = ConfigDict(
+        dict(
+            seed=0,  # initial parameters, order of the pictures, augmentation, dropout
+            epochs=30,
+            batch_size=64,  # of all devices and processes together
+            eval_batch_size=64,
+            parallel="pmap",  # or "jit": one program of the whole batch
+            dtype="float32",  # of the computation: or "bfloat16"; "float64" with JAX_ENABLE_X64=1
+            compilation_cache=True,  # keeps compiled programs in the user's cache directory
+            log_every_steps=20,
+            checkpoint_every_steps=500,  # besides the end of each epoch; 0 for only that
+            model=dict(
+                name="terminator",
+                variant="cifar",
+                options=dict(),  # fields of the variant to replace
+            ),
+            data=dict(
+                name="cifar10",
+                train_split="train",
+                eval_split="test",
+                data_dir="",  # "" is $TFDS_DATA_DIR or TFDS's own default
+                download=False,
+                in_memory=True,  # decodes every picture once, at the start
+                resize=0,  # pixels per side; 0 leaves the pictures as they are
+                mean=(0.5,),  # per channel, of pixels in [0, 1]
+                std=(0.25,),
+                padding=0,  # of the random crop, i.e. the largest shift; 0 for no crop
+                padding_mode="symmetric",  # or "zeros"
+                flip=False,
+            ),
+            loss=dict(
+                label_smoothing=0.09,
+                slow_neural=1.0,  # weight of the slow neural loss
+                channel_sum=False,  # its variant that sums channels first
+                l2=5e-5,
+            ),
+            optimizer=dict(
+                name="kar3",
+                learning_rate=0.001,
+                warmup_epochs=2.0,
+                beta1=0.5,  # kar3
+                beta2=0.95,  # kar2, kar3
+                momentum=0.9,  # sgd
+                weight_decay=1e-4,  # adamw
+            ),
+        )
+    )
+    return config.lock()
+
+
+_positive = (lambda value: value > 0, "greater than 0")
+_not_negative = (lambda value: value >= 0, "0 or more")
+_share = (lambda value: 0 <= value < 1, "in [0, 1)")
+
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
+    "epochs": _positive,
+    "batch_size": _positive,
+    "eval_batch_size": _positive,
+    "parallel": (lambda value: value in ("pmap", "jit"), "pmap or jit"),
+    "dtype": (
+        lambda value: value in ("float32", "bfloat16", "float64"),
+        "float32, bfloat16 or float64",
+    ),
+    "log_every_steps": _positive,
+    "checkpoint_every_steps": _not_negative,
+    "data.resize": _not_negative,
+    "data.std": (lambda value: all(x > 0 for x in value), "greater than 0"),
+    "data.padding": _not_negative,
+    "data.padding_mode": (lambda value: value in ("symmetric", "zeros"), "symmetric or zeros"),
+    "loss.label_smoothing": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "loss.slow_neural": _not_negative,
+    "loss.l2": _not_negative,
+    "optimizer.name": (
+        lambda value: value in ("kar3", "kar2", "sgd", "adamw"),
+        "kar3, kar2, sgd or adamw",
+    ),
+    "optimizer.learning_rate": _positive,
+    "optimizer.warmup_epochs": _not_negative,
+    "optimizer.beta1": _share,
+    "optimizer.beta2": _share,
+    "optimizer.momentum": _share,
+    "optimizer.weight_decay": _not_negative,
+}
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The configuration that an experiment's file makes, changed by `overrides` and checked.
+
+    Args:
+        path: a Python file with a function `get_config()`.
+        overrides: as on the command line: `["--config.optimizer.learning_rate=0.01"]`.
+
+    Raises:
+        InputError: if there is no such file, it fails, or a field is unknown, of the wrong type or
+            out of range.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no configuration file {path}: see experiments/ for what exists")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except Exception as error:
+        raise InputError(f"{path} fails: {type(error).__name__}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"get_config() of {path} must return a ConfigDict, not {config!r:.40}")
+    return override(config, overrides)
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """`config` changed by flags such as `--config.data.flip=True`, and checked.
+
+    Example:
+        >>> override(default_config(), ["--config.epochs=3"]).epochs
+        3
+        >>> override(default_config(), ["--config.epoch=3"])
+        Traceback (most recent call last):
+        ...
+        terminator_jax.data.errors.InputError: there is no config.epoch: did you mean config.epochs?
+    """
+    for argument in overrides:
+        _check_field(config, argument)
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=["", *overrides]
+        )
+        positional = values(["", *overrides])[1:]
+    except flags.Error as error:
+        raise InputError(_flag_error(config, error)) from error
+    if positional:
+        raise InputError(f"unexpected argument {positional[0]!r}: fields are --config.name=value")
+    check(values.config)
+    return values.config
+
+
+def _check_field(config: ConfigDict, argument: str) -> None:
+    """Raises InputError if the flag is not one for a field that exists."""
+    flag = argument.split("=", 1)[0].lstrip("-")
+    if not argument.startswith("-"):
+        return  # the value of the flag before it
+    if not flag.removeprefix("no").startswith("config."):
+        raise InputError(f"unknown flag {argument!r}: --help lists them; fields are --config.…")
+    _find(config, flag.split(".", 1)[1])
+
+
+def _find(config: ConfigDict, path: str) -> Any:
+    """The value of a field; raises InputError if there is none."""
+    known = dict(_flat(config))
+    if path in known or any(name.startswith(f"{path}.") for name in known):
+        return known.get(path)
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    siblings = [name for name in known if name.rpartition(".")[0] == path.rpartition(".")[0]]
+    hint = f"did you mean config.{near[0]}?" if near else f"there are {', '.join(siblings or known)}"
+    raise InputError(f"there is no config.{path}: {hint}")
+
+
+def _flag_error(config: ConfigDict, error: flags.Error) -> str:
+    """absl's "flag --config.a=b: reason" in our words."""
+    text = _one_line(error)
+    flag, _, value = text.removeprefix("flag --config.").partition("=")
+    if not value:
+        return text
+    wanted = type(_find(config, flag)).__name__
+    return f"config.{flag} must be of type {wanted}, not {value.split(': ')[0]!r}"
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError if a field is unknown, missing, of the wrong type or out of range."""
+    known, given = dict(_flat(default_config())), dict(_flat(config))
+    for path in given:
+        if not path.startswith("model.options."):
+            _find(default_config(), path)
+    for path, default in known.items():
+        if path not in given:
+            raise InputError(f"config.{path} is missing: start from default_config()")
+        _check_type(path, given[path], default)
+        accepts, wanted = LIMITS.get(path, (lambda value: True, ""))
+        if not accepts(given[path]):
+            raise InputError(f"config.{path} is {given[path]!r}, and must be {wanted}")
+    if config.optimizer.warmup_epochs >= config.epochs:
+        raise InputError(
+            f"config.optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, and must be less "
+            f"than config.epochs, {config.epochs}"
+        )
+
+
+def _check_type(path: str, value: Any, default: Any) -> None:
+    wanted = float if isinstance(default, float) else type(default)
+    fits = isinstance(value, (int, float) if wanted is float else wanted)
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        raise InputError(f"config.{path} must be of type {wanted.__name__}, not {value!r}")
+    if wanted is tuple and not all(isinstance(x, (int, float)) for x in value):
+        raise InputError(f"config.{path} must be a tuple of numbers, not {value!r}")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every field."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON text, to be kept beside the checkpoints."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The configuration that `to_json` wrote, and checked.
+
+    Raises:
+        InputError: if it has other fields than this version knows.
+    """
+    config = ConfigDict(_tuples(json.loads(text)))
+    check(config)
+    return config.lock()
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
+    """What two configurations disagree about, of what a run cannot change while it lasts.
+
+    Example:
+        >>> other = default_config()
+        >>> other.batch_size = 32
+        >>> differences(default_config(), other)
+        ['batch_size (64 there, 32 now)']
+    """
+    old, new = dict(_flat(saved)), dict(_flat(wanted))
+    return [
+        f"{path} ({old.get(path)!r} there, {new.get(path)!r} now)"
+        for path in sorted((old | new).keys() - FREE)
+        if old.get(path) != new.get(path)
+    ]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

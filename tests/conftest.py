@@ -1,0 +1,56 @@
+"""What all tests share: strict settings, float64 where a test asks for it, several devices."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+# Before JAX is imported: a broadcast between arrays of different rank must be written out.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+import hypothesis
+import jax
+import pytest
+from absl import flags
+
+REPOSITORY = Path(__file__).parent.parent
+
+# grain's worker processes read absl flags, which only a command parses.
+flags.FLAGS.mark_as_parsed()
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def x64():
+    """Float64 in this test: `def test_x(x64)` or `pytestmark = pytest.mark.usefixtures("x64")`."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def run_python():
+    """Runs a piece of Python in a fresh process on `devices` virtual CPU devices.
+
+    It fails the test with the process's output if the process fails, and returns its stdout.
+    """
+
+    def run(code: str, *, devices: int = 1, x64: bool = False, timeout: float = 300) -> str:
+        settings = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_X64": str(x64),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
+        }
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+            env=os.environ | settings, cwd=REPOSITORY, timeout=timeout,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            pytest.fail(f"process ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    return run

@@ -1,0 +1,113 @@
+"""The library floors stand without what only training needs, and imports only point down."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "terminator_jax"
+
+# From the ground up. A floor imports itself and floors below; commands stand on top of all.
+FLOORS = ["ops", "layers", "models", "losses", "optim", "data", "training"]
+# What else the library floors may import, besides the standard library.
+THIRD_PARTY = {
+    "ops": {"jax", "numpy"},
+    "layers": {"flax", "jax", "numpy"},
+    "models": {"flax", "jax", "numpy"},
+    "losses": {"flax", "jax", "numpy"},
+    "optim": {"jax", "numpy", "optax"},
+}
+ONLY_FOR_TRAINING = [
+    *("absl", "array_record", "etils", "grain", "matplotlib", "ml_collections", "orbax"),
+    *("sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "tqdm"),
+]
+STANDARD = set(sys.stdlib_module_names)
+
+
+def files(floor):
+    return (
+        [PACKAGE / f"{floor}.py"] if floor == "losses" else sorted((PACKAGE / floor).rglob("*.py"))
+    )
+
+
+def imported(source, module):
+    """The absolute names that a module imports anywhere, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: -node.level] if node.level else []
+            base += [node.module] if node.module else []
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def wrong_imports(floor, names):
+    below = {f"terminator_jax.{name}" for name in FLOORS[: FLOORS.index(floor) + 1]}
+    for name in names:
+        top, *rest = name.split(".")
+        if top == "terminator_jax" and rest:
+            ok = f"terminator_jax.{rest[0]}" in below
+        else:
+            ok = floor not in THIRD_PARTY or top in STANDARD | THIRD_PARTY[floor]
+        if not ok:
+            yield name
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_imports_point_down(floor):
+    names = {path: imported(path.read_text(), name_of(path)) for path in files(floor)}
+    assert names, f"no files in {floor}"
+    wrong = {str(path): list(wrong_imports(floor, found)) for path, found in names.items()}
+    assert {path: found for path, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("floor", "source", "wrong"),
+    [
+        ("ops", "import jax.numpy as jnp, math", []),
+        ("ops", "from flax import nnx", ["flax.nnx"]),
+        ("ops", "from terminator_jax.layers import sfne", ["terminator_jax.layers.sfne"]),
+        ("ops", "from ..layers import sfne", ["terminator_jax.layers.sfne"]),
+        ("ops", "from . import pooling", []),
+        ("layers", "from terminator_jax import ops", []),
+        ("layers", "def f():\n    import orbax.checkpoint", ["orbax.checkpoint"]),
+        ("data", "import grain\nfrom terminator_jax import training", ["terminator_jax.training"]),
+    ],
+)
+def test_wrong_imports_are_found(floor, source, wrong):
+    found = imported(source, f"terminator_jax.{floor}.module")
+    assert list(wrong_imports(floor, found)) == wrong
+
+
+def test_library_floors_without_what_training_needs(run_python):
+    """optax itself imports absl, so it comes first; from then on none of these can be imported."""
+    floors = [floor for floor in FLOORS if floor in THIRD_PARTY]
+    run_python(
+        f"""
+        import importlib, sys
+        blocked = {ONLY_FOR_TRAINING}
+        sys.modules.update(dict.fromkeys(set(blocked) - {{"absl", "etils"}}))
+        import flax.nnx, optax
+        for name in list(sys.modules):
+            if name.split(".")[0] in blocked:
+                sys.modules[name] = None
+        for floor in {floors}:
+            importlib.import_module(f"terminator_jax.{{floor}}")
+        """
+    )
+
+
+def test_the_package_itself_is_light(run_python):
+    out = run_python(
+        """
+        import sys, terminator_jax
+        heavy = {"jax", "flax", "numpy", "optax"} & set(sys.modules)
+        print(terminator_jax.__version__, sorted(heavy))
+        """
+    )
+    assert out.split(maxsplit=1)[1] == "[]\n"

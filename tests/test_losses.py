@@ -1,0 +1,164 @@
+"""Losses against the golden vectors, against literal formulas, and their errors."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_data import load
+
+from terminator_jax.losses import label_smoothing, safe_norm, slow_neural
+
+FACTORS = (4, 2, 2)
+
+
+def random_kernels(size=(4, 5), channels=(3, 12, 24), dtype=np.float64):
+    rng = np.random.default_rng(5)
+    return [jnp.asarray(rng.normal(size=(*size, c)), dtype) for c in channels]
+
+
+def tiled(hyper_kernels):
+    """The slow neural loss as written: every tile is made."""
+    total = 0.0
+    for i, wide in enumerate(hyper_kernels):
+        for narrow in hyper_kernels[:i]:
+            repeats = wide.shape[-1] // narrow.shape[-1]
+            tiles = jnp.tile(narrow, (1,) * (narrow.ndim - 1) + (repeats,))
+            total += jnp.mean((tiles - wide) ** 2)
+    return total
+
+
+def test_label_smoothing_follows_the_original(x64):
+    golden = load("label_smoothing")
+    loss, grad = jax.value_and_grad(label_smoothing)(golden.logits, golden.labels)
+    np.testing.assert_allclose(loss, golden.loss, rtol=1e-12)
+    np.testing.assert_allclose(grad, golden.grad, rtol=1e-11)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_label_smoothing_is_cross_entropy_with_smooth_labels(x64, epsilon):
+    logits = np.random.default_rng(2).normal(size=(2, 3, 4))
+    labels = np.array([[0, 1, 2], [3, 3, 1]])
+    smooth = (1 - epsilon) * np.eye(4)[labels] + epsilon / 4
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = -(smooth * log_p).sum(-1).mean()
+    np.testing.assert_allclose(label_smoothing(logits, labels, epsilon), wanted, rtol=1e-12)
+
+
+def test_label_smoothing_of_huge_logits_is_finite():
+    loss, grad = jax.value_and_grad(label_smoothing)(jnp.array([[1e30, -1e30]]), jnp.array([0]))
+    assert np.isfinite(loss)
+    assert np.isfinite(grad).all()
+
+
+def test_label_smoothing_computes_bfloat16_in_float32():
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(64, 10)), jnp.bfloat16)
+    labels = jnp.arange(64) % 10
+    loss, grad = jax.jit(jax.value_and_grad(label_smoothing))(logits, labels)
+    assert loss.dtype == jnp.float32
+    assert grad.dtype == jnp.bfloat16
+    np.testing.assert_allclose(loss, label_smoothing(logits.astype(jnp.float32), labels), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "epsilon", "error", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros(2), 0.1, TypeError, "integers, got float"),
+        (np.zeros((2, 3)), np.zeros(3, int), 0.1, ValueError, "logits (2, 3) and labels (3,)"),
+        (np.zeros((2, 3)), np.zeros((2, 1), int), 0.1, ValueError, "labels (2, 1)"),
+        (np.zeros(()), np.zeros((), int), 0.1, ValueError, "logits () and labels ()"),
+        (np.zeros((2, 3)), np.zeros(2, int), 1.5, ValueError, "[0, 1], got 1.5"),
+    ],
+)
+def test_label_smoothing_errors(logits, labels, epsilon, error, message):
+    """Also under jit, where only shapes are known."""
+    with pytest.raises(error, match=re.escape(message)):
+        jax.jit(label_smoothing, static_argnums=2)(
+            jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.result_type(labels)), epsilon
+        )
+
+
+def golden_kernels(golden, group="kernel"):
+    """Channels last, without PyTorch's leading 1."""
+    arrays = getattr(golden, group)
+    return [jnp.moveaxis(jnp.asarray(arrays[str(i)][0]), 0, -1) for i in range(3)]
+
+
+def test_slow_neural_follows_the_original(x64):
+    golden = load("slow_neural_loss")
+    loss, grads = jax.value_and_grad(slow_neural)(golden_kernels(golden), golden.factors)
+    np.testing.assert_allclose(loss, golden.loss, rtol=1e-12)
+    for found, wanted in zip(grads, golden_kernels(golden, "grad"), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-14)
+
+
+def test_slow_neural_channel_sum_follows_the_original(x64):
+    golden = load("slow_neural_loss")
+    loss = slow_neural(golden_kernels(golden), golden.factors, channel_sum=True)
+    np.testing.assert_allclose(loss, golden.loss_channel_sum, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(7,), (4, 5), (2, 3, 4)])
+def test_slow_neural_follows_the_tiles(x64, size):
+    kernels = random_kernels(size)
+    loss, grads = jax.value_and_grad(slow_neural)(kernels, FACTORS)
+    wanted, wanted_grads = jax.value_and_grad(tiled)(kernels)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-13)
+    for found, expected in zip(grads, wanted_grads, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_slow_neural_never_makes_the_tiles():
+    """No program value but the difference itself is as large as the wide kernel's square."""
+    text = str(jax.make_jaxpr(lambda k: slow_neural(k, FACTORS))(random_kernels(dtype="float32")))
+    assert "concatenate" not in text
+    assert "tile" not in text
+
+
+def test_slow_neural_is_zero_for_one_block_and_for_copies():
+    first = random_kernels(dtype=np.float32)[0]
+    copies = [first, jnp.tile(first, (1, 1, 4)), jnp.tile(first, (1, 1, 8))]
+    assert slow_neural([first], (4,)) == 0
+    assert slow_neural(copies, FACTORS) == 0
+    assert slow_neural([first, 1 + copies[1]], (4, 1)) > 0.5
+
+
+def test_slow_neural_last_factor_may_be_left_out():
+    kernels = random_kernels(dtype=np.float32)
+    assert slow_neural(kernels, FACTORS[:2]) == slow_neural(kernels, FACTORS)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "factors", "message"),
+    [
+        (random_kernels(dtype=np.float32), (4, 3, 2), "factor 3 ask for (4, 5, 36) next"),
+        (random_kernels(dtype=np.float32), (4,), "got 1 for 3"),
+        (random_kernels(dtype=np.float32), (4, 2, 2, 2), "got 4 for 3"),
+        ([jnp.zeros((4, 4, 1)), jnp.zeros((4, 5, 2))], (2, 1), "next, got (4, 5, 2)"),
+        ([], (), "got 0 for 0"),
+    ],
+)
+def test_slow_neural_errors(kernels, factors, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        slow_neural(kernels, factors)
+
+
+def test_safe_norm(x64):
+    x = np.random.default_rng(1).normal(size=(3, 4))
+    value, grad = jax.value_and_grad(safe_norm)(x)
+    np.testing.assert_allclose(value, np.linalg.norm(x), rtol=1e-14)
+    np.testing.assert_allclose(grad, x / np.linalg.norm(x), rtol=1e-14)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+def test_safe_norm_at_zero(transform):
+    value, grad = transform(jax.value_and_grad(safe_norm))(jnp.zeros((2, 3)))
+    assert value == 0
+    np.testing.assert_array_equal(grad, np.zeros((2, 3)))
+
+
+def test_safe_norm_of_bfloat16_is_float32():
+    norm = safe_norm(jnp.full(1000, 0.1, jnp.bfloat16))
+    assert norm.dtype == jnp.float32
+    np.testing.assert_allclose(norm, np.sqrt(1000) * float(jnp.bfloat16(0.1)), rtol=1e-5)
