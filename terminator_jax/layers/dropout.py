@@ -31,12 +31,17 @@ class ChannelDropout(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """`(batch, *spatial, channels)` to the same; unchanged without `rngs`."""
-        if rngs is None or self.rate == 0:
+        scale = self.scale(x.shape[0], x.shape[-1], rngs)
+        if scale is None:
             return x
-        batch, channels = x.shape[0], x.shape[-1]
+        return x * jnp.expand_dims(scale, range(1, x.ndim - 1)).astype(x.dtype)
+
+    def scale(self, batch: int, channels: int, rngs: nnx.Rngs | None) -> jax.Array | None:
+        """What each sample's channels are multiplied with, `(batch, channels)`; None for 1."""
+        if rngs is None or self.rate == 0:
+            return None
         first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * batch
         key = rngs.dropout()
         keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(first + jnp.arange(batch))
         keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, (channels,)))(keys)
-        keep = keep.reshape((batch, *(1,) * (x.ndim - 2), channels))
-        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+        return keep / (1 - self.rate)

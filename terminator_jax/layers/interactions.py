@@ -9,7 +9,7 @@ from terminator_jax.ops import hyperzzw
 
 
 def _means(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.mean(x, axes, keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.mean(x, axes, dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _spatial(x: jax.Array) -> tuple[int, ...]:
@@ -32,16 +32,17 @@ class HyperChannelInteraction(nnx.Module):
       rngs: the source of the initial values.
     """
 
-    def __init__(
-        self, channels: int, *, hidden: int = 32, layers: int = 2, rngs: nnx.Rngs, **slow
-    ):
+    def __init__(self, channels: int, *, hidden: int = 32, layers: int = 2, rngs: nnx.Rngs, **slow):
         self.channel = ChannelSlowNet(channels, hidden=hidden, layers=layers, rngs=rngs, **slow)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, *spatial, channels)` to the same."""
-        mean = _means(x, _spatial(x))
-        kernel = self.channel().reshape((1,) * (x.ndim - 1) + (-1,))
-        return x * jax.nn.sigmoid(hyperzzw.twice(mean, kernel)).astype(x.dtype)
+        gate = self.gate(_means(x, _spatial(x)))
+        return x * jnp.expand_dims(gate, _spatial(x)).astype(x.dtype)
+
+    def gate(self, mean: jax.Array) -> jax.Array:
+        """The gate `(batch, channels)` of a map's means over space, of the same shape."""
+        return jax.nn.sigmoid(hyperzzw.twice(mean, self.channel()[None]))
 
 
 class HyperInteraction(nnx.Module):
@@ -78,17 +79,22 @@ class HyperInteraction(nnx.Module):
         self.channel = ChannelSlowNet(
             channels, hidden=channel_hidden, layers=layers, rngs=rngs, **slow
         )
-        self.spatial = SpatialSlowNet(
-            size, hidden=spatial_hidden, layers=layers, rngs=rngs, **slow
-        )
+        self.spatial = SpatialSlowNet(size, hidden=spatial_hidden, layers=layers, rngs=rngs, **slow)
 
     def __call__(self, y: jax.Array, x: jax.Array) -> jax.Array:
         """y and x `(batch, *size, channels)`; returns x gated."""
         if y.shape != x.shape:
             raise ValueError(f"y and x must have one shape, got {y.shape} and {x.shape}")
-        channel = self.channel().reshape((1,) * (x.ndim - 1) + (-1,))
-        spatial = self.spatial()[None, ..., None]
-        gate = hyperzzw.twice(_means(y, (-1,)), spatial) * hyperzzw.twice(
-            _means(y, _spatial(y)), channel
-        )
+        channel, spatial = self.exponents(_means(y, _spatial(y)), _means(y, (-1,)))
+        gate = spatial[..., None] * jnp.expand_dims(channel, _spatial(y))
         return x * jax.nn.sigmoid(gate).astype(x.dtype)
+
+    def exponents(self, over_space: jax.Array, over_channels: jax.Array) -> tuple[jax.Array, ...]:
+        """`m ⊙ k_c ⊙ m` of `(batch, channels)` and `s ⊙ k_s ⊙ s` of `(batch, *size)` means.
+
+        The gate is the sigmoid of the product of the two.
+        """
+        return (
+            hyperzzw.twice(over_space, self.channel()[None]),
+            hyperzzw.twice(over_channels, self.spatial()[None]),
+        )

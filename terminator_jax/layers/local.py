@@ -9,8 +9,9 @@ from flax import nnx
 
 from terminator_jax.layers.pointwise import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
-from terminator_jax.ops.convolution import depthwise_correlate
-from terminator_jax.ops.standardize import AxisName, batch_standardize
+from terminator_jax.ops import channel_major
+from terminator_jax.ops.convolution import correlate, depthwise_correlate
+from terminator_jax.ops.standardize import AxisName, batch_standardize, standardize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +88,20 @@ class LocalBranches(nnx.Module):
         y = y @ weight + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         y = batch_standardize(y, axis_name=self.axis_name)
         return jax.nn.gelu(y, approximate=False) + scalar
+
+    def channel_major(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
+        """The same of channel-major maps, `(channels, batch, *spatial)`."""
+        means = {b.kernel_from: jnp.mean(maps[b.kernel_from], axis=1) for b in self.branches}
+        kernels = self.slow_nets.from_mean(
+            [jnp.moveaxis(means[b.kernel_from], 0, -1) for b in self.branches]
+        )
+        return [
+            self._channel_major_branch(n, maps[b.applied_to], self.slow_nets.crop(kernels, n))
+            for n, b in enumerate(self.branches)
+        ]
+
+    def _channel_major_branch(self, n: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = correlate(x, jnp.moveaxis(kernel, -1, 0))
+        y = channel_major.pointwise(y, self.mixer_weight[n], self.mixer_bias[n])
+        y = standardize(y, (1, *channel_major.space(y)), axis_name=self.axis_name)
+        return jax.nn.gelu(y, approximate=False) + self.scalar[n].astype(y.dtype)

@@ -61,3 +61,16 @@ class RGU(nnx.Module):
         """`GELU(IS(k ⊙ q)) + p`."""
         gated = jax.nn.gelu(instance_standardize(k * q), approximate=False)
         return gated + self.position[...].astype(gated.dtype)[None, ..., None]
+
+    def projections(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel `(C, 2C)` and bias `(2C,)` of the one linear map to κ and to `W_q v`.
+
+        `v` is read by `W_q` alone, so the two linear maps in a row are one.
+        """
+        inner, outer = self.v, self.q
+        kernel = inner.kernel[...] @ outer.kernel[...]
+        bias = inner.bias[...] @ outer.kernel[...] + outer.bias[...]
+        return (
+            jnp.concatenate([self.k.kernel[...], kernel], axis=1),
+            jnp.concatenate([self.k.bias[...], bias]),
+        )

@@ -14,8 +14,16 @@ from terminator_jax.layers.magnet import OMEGA0
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
-from terminator_jax.ops import hyperzzw
-from terminator_jax.ops.standardize import AxisName, group_standardize, instance_standardize
+from terminator_jax.ops import channel_major, hyperzzw
+from terminator_jax.ops.standardize import (
+    EPSILON,
+    AxisName,
+    across,
+    even_groups,
+    moments,
+    normalize,
+    standardize,
+)
 
 BRANCHES = (
     LocalBranch(3, kernel_from="x", applied_to="h"),
@@ -25,7 +33,6 @@ BRANCHES = (
 )
 # What the bottleneck reads, in the release's order; further branches and skips come after.
 ORDER = ("o", "l2", "skip1", "f", "o_u", "l1", "s", "l3", "o_h", "l4", "skip2", "i")
-OPERATORS = {"dot": hyperzzw.dot, "product": hyperzzw.product}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +81,7 @@ class SFNEBlock(nnx.Module):
       factor: λ, the output has λC channels.
       skips: channels of each skip input; each divides C and is tiled to it.
       branches: the local branches (sizes and sources, any number).
-      operator: how the hyper-kernel meets a map, one of `OPERATORS`.
+      operator: how the hyper-kernel meets a map, one of `terminator_jax.ops.hyperzzw.OPERATORS`.
       widths: sizes of the slow networks.
       groups: groups of the standardization after the bottleneck; they divide λC.
       dropout: probability of dropping a channel of the output.
@@ -109,8 +116,9 @@ class SFNEBlock(nnx.Module):
         axis_name: AxisName = None,
         rngs: nnx.Rngs,
     ):
-        if operator not in OPERATORS:
-            raise ValueError(f"operator {operator!r} is not one of {tuple(OPERATORS)}")
+        if operator not in hyperzzw.OPERATORS:
+            known = tuple(hyperzzw.OPERATORS)
+            raise ValueError(f"operator {operator!r} is not one of {known}")
         if channels * factor % groups:
             raise ValueError(f"{channels} x {factor} channels do not divide into {groups} groups")
         for skip in skips:
@@ -164,33 +172,100 @@ class SFNEBlock(nnx.Module):
         Returns:
           `(batch, *size, λC)`.
         """
+        rest = dict(hyper_kernel=hyper_kernel, rngs=rngs)
+        y = self.channel_major(channel_major.enter(x), [*map(channel_major.enter, skips)], **rest)
+        return channel_major.leave(y)
+
+    def channel_major(
+        self,
+        x: jax.Array,
+        skips: Sequence[jax.Array] = (),
+        *,
+        hyper_kernel: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """The same of channel-major maps: `(C, batch, *size)` to `(λC, batch, *size)`."""
         self._check(x, skips)
         x = x if self.dtype is None else x.astype(self.dtype)
         kernel = self.slow_net() if hyper_kernel is None else hyper_kernel
-        maps = self._maps(x, kernel.astype(x.dtype)[None])
-        for n, skip in enumerate(skips, start=1):
-            repeats = (1,) * (x.ndim - 1) + (self.channels // skip.shape[-1],)
-            maps[f"skip{n}"] = jnp.tile(skip.astype(x.dtype), repeats)
-        y = self.bottleneck(jnp.concatenate([maps[name] for name in self.order], axis=-1))
-        y = group_standardize(y, groups=self.groups, axis_name=self.axis_name)
+        maps = self._maps(x, channel_major.enter(kernel)[:, None].astype(x.dtype))
+        maps |= {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
+        y = self._standardize(self._mix(maps))
         y = jax.nn.gelu(y, approximate=False) + self.bias[...].astype(y.dtype)
-        return self.dropout(y, rngs=rngs)
+        scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
+        return y if scale is None else y * channel_major.like(scale.T, y)
 
     def _maps(self, x: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
-        operate = OPERATORS[self.operator]
+        """What the bottleneck reads, but for the skips."""
+        space = channel_major.space(x)
         hyper = x * kernel
-        f = instance_standardize(self.rgu2(hyper) + self.rgu1(x))
-        u = instance_standardize(self.mixer(x))
-        h = instance_standardize(self.channel_interaction(x))
-        o, o_u, o_h = (operate(hyper, z) for z in (f, u, h))
+        mean, square = moments(x, space)
+        f, u = self._projected(x, hyper)
+        # IS(g x) for one gate g per sample and channel needs no statistics but those of x.
+        gate = channel_major.like(self.channel_interaction.gate(jnp.squeeze(mean, space).T).T, mean)
+        h = normalize(x, mean, square, EPSILON, gate)
+        o, o_u, o_h = hyperzzw.OPERATORS[self.operator](hyper, [f, u, h])
         s = jax.nn.sigmoid(o) * o
-        i = self.hyper_interaction(o, x)
-        local = self.local(dict(x=x, u=u, h=h))
+        local = self.local.channel_major(dict(x=x, u=u, h=h))
         names = {f"l{n + 1}": m for n, m in enumerate(local)}
-        return dict(o=o, f=f, o_u=o_u, s=s, o_h=o_h, i=i, **names)
+        return dict(o=o, o_u=o_u, o_h=o_h, s=s, i=self._interact(o, x), f=f, **names)
+
+    def _projected(self, x: jax.Array, hyper: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`f` and `u`, from one product of x and one of the hyper-kernel."""
+        space = channel_major.space(x)
+        (kernel1, bias1), (kernel2, bias2) = self.rgu1.projections(), self.rgu2.projections()
+        kernel1 = jnp.concatenate([kernel1, self.mixer.kernel[...]], axis=1)
+        bias1 = jnp.concatenate([bias1, self.mixer.bias[...]])
+        k1, q1, u = jnp.split(channel_major.pointwise(x, kernel1, bias1), 3)
+        k2, q2 = jnp.split(channel_major.pointwise(hyper, kernel2, bias2), 2)
+        gated = [
+            jax.nn.gelu(standardize(k * q, space), approximate=False)
+            + rgu.position[...].astype(x.dtype)[None, None]
+            for rgu, k, q in ((self.rgu1, k1, q1), (self.rgu2, k2, q2))
+        ]
+        out = [self.rgu1.y, self.rgu2.y]
+        f = channel_major.pointwise(
+            channel_major.gather(gated),
+            jnp.concatenate([y.kernel[...] for y in out]),
+            sum(y.bias[...] for y in out),
+        )
+        return standardize(f, space), standardize(u, space)
+
+    def _interact(self, o: jax.Array, x: jax.Array) -> jax.Array:
+        """The hyper interaction of (o, x)."""
+        wide = jnp.promote_types(o.dtype, jnp.float32)
+        channel, spatial = self.hyper_interaction.exponents(
+            jnp.mean(o, channel_major.space(o), dtype=wide).T, jnp.mean(o, 0, dtype=wide)
+        )
+        channel = channel.T.reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+        return x * jax.nn.sigmoid(channel * spatial[None]).astype(x.dtype)
+
+    def _mix(self, maps: dict[str, jax.Array]) -> jax.Array:
+        """The bottleneck; a tiled map counts once, with the sum of its copies' weights."""
+        rows = dict(
+            zip(self.order, jnp.split(self.bottleneck.kernel[...], len(self.order)), strict=True)
+        )
+        kernel = [
+            jnp.sum(rows[name].reshape(-1, len(m), rows[name].shape[1]), axis=0)
+            for name, m in maps.items()
+        ]
+        return channel_major.pointwise(
+            channel_major.gather(list(maps.values())),
+            jnp.concatenate(kernel),
+            self.bottleneck.bias[...],
+        )
+
+    def _standardize(self, y: jax.Array) -> jax.Array:
+        """G-IBS."""
+        instance = moments(y, channel_major.space(y))
+        batch = across([m.mean(1, keepdims=True) for m in instance], self.axis_name)
+        use_batch = even_groups(len(y), self.groups).reshape(-1, *(1,) * (y.ndim - 1))
+        chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
+        return normalize(y, *chosen, EPSILON)
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
-        expected = [(*x.shape[:1], *self.size, c) for c in (self.channels, *self.skips)]
+        expected = [(c, *x.shape[1:2], *self.size) for c in (self.channels, *self.skips)]
         found = [x.shape, *(skip.shape for skip in skips)]
         if found != expected:
-            raise ValueError(f"expected x and skips of shapes {expected}, got {found}")
+            last = [(*shape[1:], shape[0]) for shape in expected], [(*s[1:], *s[:1]) for s in found]
+            raise ValueError(f"expected x and skips of shapes {last[0]}, got {last[1]}")

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from terminator_jax.layers.magnet import OMEGA0, MAGNet, gabor_init, uniform
-from terminator_jax.ops import coordinates, magnet, pooling
+from terminator_jax.ops import magnet, pooling
 from terminator_jax.ops.standardize import AxisName, across
 
 
@@ -166,6 +166,12 @@ class LocalSlowNets(nnx.Module):
         )
         canvas = (max(self.sizes),) * self.ndim
         return jnp.moveaxis(kernels, 0, 1).reshape(*canvas, len(self.sizes), self.channels)
+
+    def crop(self, kernels: jax.Array, n: int) -> jax.Array:
+        """The n-th kernel at its own size, `(size, …, size, channels)`."""
+        margin = (max(self.sizes) - self.sizes[n]) // 2
+        own = slice(margin, margin + self.sizes[n])
+        return kernels[(own,) * self.ndim][..., n, :]
 
     def _pool(self, means: Sequence[jax.Array]) -> jax.Array:
         """`(number, positions, channels)`: every mean, pooled to its kernel's size."""

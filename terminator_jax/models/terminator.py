@@ -12,6 +12,7 @@ from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.magnet import OMEGA0
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowWidths
+from terminator_jax.ops import channel_major
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -148,9 +149,7 @@ class Terminator(nnx.Module):
             )
             for i, factor in enumerate(config.factors)
         )  # fmt: skip
-        self.head = pointwise(
-            channels[-1], config.num_classes, param_dtype=param_dtype, rngs=rngs
-        )
+        self.head = pointwise(channels[-1], config.num_classes, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, *, rngs: nnx.Rngs | None = None, intermediates: bool = False
@@ -169,12 +168,16 @@ class Terminator(nnx.Module):
         self._check(x)
         kernels = [block.slow_net() for block in self.blocks]
         features: list[jax.Array] = []
+        y = channel_major.enter(x)
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
-            x = block(x, [features[j] for j in earlier], hyper_kernel=kernel, rngs=rngs)
-            features.append(x)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        logits = self.head(jnp.mean(x, tuple(range(1, x.ndim - 1)), dtype=wide))
-        return (logits, Intermediates(kernels, features)) if intermediates else logits
+            skips = [features[j] for j in earlier]
+            y = block.channel_major(y, skips, hyper_kernel=kernel, rngs=rngs)
+            features.append(y)
+        wide = jnp.promote_types(y.dtype, jnp.float32)
+        logits = self.head(jnp.mean(y, channel_major.space(y), dtype=wide).T)
+        if not intermediates:
+            return logits
+        return logits, Intermediates(kernels, [channel_major.leave(f) for f in features])
 
     def _check(self, x: jax.Array) -> None:
         expected = (*self.config.size, self.config.channels)

@@ -1,0 +1,46 @@
+"""Arrays in, arrays out: the functions under the layers, in `jax.numpy` only.
+
+| module | what |
+|---|---|
+| `coordinates` | `grid`: the coordinates of a map's positions |
+| `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
+| `hyperzzw` | `dot`, `product`, `twice`: products of a hyper-kernel with activations |
+| `convolution` | `depthwise_correlate`: every channel with its own kernel of any size |
+| `pooling` | `adaptive_average`: adaptive average pooling |
+| `channel_major` | the layout inside a block, and a pointwise layer in it |
+| `standardize` | `batch_standardize`, `instance_standardize`, `group_standardize` |
+"""
+
+from terminator_jax.ops import (
+    channel_major,
+    convolution,
+    coordinates,
+    hyperzzw,
+    magnet,
+    pooling,
+    standardize,
+)
+from terminator_jax.ops.convolution import depthwise_correlate
+from terminator_jax.ops.coordinates import grid
+from terminator_jax.ops.pooling import adaptive_average
+from terminator_jax.ops.standardize import (
+    batch_standardize,
+    group_standardize,
+    instance_standardize,
+)
+
+__all__ = [
+    "adaptive_average",
+    "batch_standardize",
+    "channel_major",
+    "convolution",
+    "coordinates",
+    "depthwise_correlate",
+    "grid",
+    "group_standardize",
+    "hyperzzw",
+    "instance_standardize",
+    "magnet",
+    "pooling",
+    "standardize",
+]

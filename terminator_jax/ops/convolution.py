@@ -1,10 +1,14 @@
 """Depthwise correlation of a map with a kernel of any size, zero 'same' padding.
 
-Three ways that agree: `direct` is the definition, one multiply-add per kernel position; `dft` the
-Fourier transform written as products with cosine and sine matrices, whose cost does not depend on
-the kernel's size and which suits matrix units and the CPU; `auto` chooses.
+Two ways that agree: `direct` is the definition, one multiply-add per kernel position, which no
+small kernel is beaten at; `dft` is the Fourier transform written as products with cosine and sine
+matrices, whose cost does not depend on the kernel's size and which suits matrix units.
+Either way the gradient of the kernel, a correlation of two large maps, goes through the transform.
+
+Inside, arrays are channel-major, `(channels, batch, *spatial)`: see `channel_major.py`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 METHODS = ("auto", "dft", "direct")
+# `auto` takes `direct` up to so many kernel positions.
+DIRECT_UP_TO = 81
 
 
 def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
@@ -37,86 +43,153 @@ def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto"
       >>> depthwise_correlate(x, jnp.ones((5, 5, 3)))[0, 0, 0].tolist()
       [9.0, 9.0, 9.0]
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not one of {METHODS}")
     if x.ndim < 3 or kernel.ndim != x.ndim - 1 or kernel.shape[-1] != x.shape[-1]:
         raise ValueError(
             "expected x (batch, *spatial, channels) and kernel (*size, channels) with as many"
             f" axes and channels, got {x.shape} and {kernel.shape}"
         )
+    out = correlate(jnp.moveaxis(x, -1, 0), jnp.moveaxis(kernel, -1, 0), method=method)
+    return jnp.moveaxis(out, 0, -1)
+
+
+def correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
+    """`depthwise_correlate` of channel-major arrays.
+
+    Args:
+      x: `(channels, batch, *spatial)`.
+      kernel: `(channels, *kernel size)`.
+      method: one of `METHODS`.
+
+    Returns:
+      The shape and dtype of `x`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not one of {METHODS}")
     if method == "auto":
-        method = "direct" if math.prod(kernel.shape[:-1]) <= 3 else "dft"
+        method = "direct" if math.prod(kernel.shape[1:]) <= DIRECT_UP_TO else "dft"
     return {"dft": _dft, "direct": _direct}[method](x, kernel)
 
 
+@jax.custom_vjp
 def _direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    sizes, spatial = kernel.shape[:-1], x.shape[1:-1]
-    before = [((k - 1) // 2, k // 2) for k in sizes]
-    padded = jnp.pad(x, [(0, 0), *before, (0, 0)])
+    return _taps(x, kernel, [(k - 1) // 2 for k in kernel.shape[1:]])
+
+
+def _taps(x: jax.Array, kernel: jax.Array, before: Sequence[int]) -> jax.Array:
+    """The sum of shifted maps, with `before` zeros ahead of each axis."""
+    sizes, spatial = kernel.shape[1:], x.shape[2:]
+    margins = [(b, k - 1 - b) for b, k in zip(before, sizes, strict=True)]
+    padded = jnp.pad(x, [(0, 0), (0, 0), *margins])
+    kernel = kernel.astype(x.dtype).reshape(*kernel.shape, *(1,) * (x.ndim - 1))
     out = jnp.zeros_like(x)
     for offset in np.ndindex(*sizes):
         window = tuple(slice(o, o + n) for o, n in zip(offset, spatial, strict=True))
-        out += padded[(slice(None), *window)] * kernel[offset].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        out += padded[(..., *window)] * kernel[(slice(None), *offset)]
     return out
 
 
+def _direct_forward(x, kernel):
+    return _direct(x, kernel), (x, kernel)
+
+
+def _direct_backward(residuals, dy):
+    x, kernel = residuals
+    flipped = jnp.flip(kernel, range(1, kernel.ndim))
+    dx = _taps(dy, flipped, [k // 2 for k in kernel.shape[1:]])
+    return dx, kernel_gradient(x, dy, kernel.shape[1:]).astype(kernel.dtype)
+
+
+_direct.defvjp(_direct_forward, _direct_backward)
+
+
 def _dft(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    plan = Plan(x.shape[1:-1], kernel.shape[:-1])
+    plan = Plan(x.shape[2:], kernel.shape[1:])
     dtype = jnp.promote_types(jnp.float32, x.dtype)
     spectrum = transform(x.astype(dtype), plan.forward)
-    response = transform(kernel.astype(dtype)[None], plan.kernel)
-    return invert(multiply(spectrum, response), plan).astype(x.dtype)
+    response = transform(kernel.astype(dtype)[:, None], plan.kernel)
+    return invert(multiply(spectrum, response), plan.inverse).astype(x.dtype)
+
+
+def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_size: Sequence[int]) -> jax.Array:
+    """`Σ_b,i dy[c, b, i] x[c, b, i + r - (k-1)//2]` for every kernel position r.
+
+    Args:
+      x: `(channels, batch, *spatial)`, what was correlated.
+      dy: the same shape, the gradient of the result.
+      kernel_size: positions of the kernel per axis.
+
+    Returns:
+      `(channels, *kernel_size)` in float32 or wider.
+    """
+    plan = Plan(x.shape[2:], kernel_size)
+    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    a, b = (transform(z.astype(dtype), plan.forward) for z in (x, dy))
+    product = Spectrum(
+        jnp.sum(a.real * b.real + a.imag * b.imag, axis=1, keepdims=True),
+        jnp.sum(a.imag * b.real - a.real * b.imag, axis=1, keepdims=True),
+    )
+    return invert(product, plan.lags)[:, 0]
 
 
 class Spectrum(NamedTuple):
-    """Real and imaginary part of a half spectrum, `(batch, *frequencies, channels)` each."""
+    """Real and imaginary part of a half spectrum, spatial axes in reverse order.
+
+    `(channels, batch, *reversed frequencies)` each.
+    """
 
     real: jax.Array
     imag: jax.Array
 
 
 class Plan:
-    """The lengths and matrices of one size of map and kernel.
+    """The matrices of one size of map and kernel, one per axis and use.
 
-    A circular transform of length `n + max padding` gives the n wanted outputs of a linear
-    correlation, since what wraps around falls on zeros. The last axis keeps half its frequencies.
+    A circular transform of length `n + k//2` gives the n wanted outputs of a linear correlation,
+    since what wraps around falls on zeros. The last axis keeps half its frequencies.
+
+    Attributes:
+      forward: of a map.
+      kernel: of a kernel: conjugate, as for a correlation, and delayed by the padding.
+      inverse: back to a map.
+      lags: back to a kernel's positions.
     """
 
     def __init__(self, size: Sequence[int], kernel_size: Sequence[int]):
-        self.lengths = [n + k // 2 for n, k in zip(size, kernel_size, strict=True)]
-        counts = [*self.lengths[:-1], self.lengths[-1] // 2 + 1]
-        axes = list(zip(size, kernel_size, self.lengths, counts, strict=True))
-        self.forward = [_waves(range(n), m, f, -1) for n, _, m, f in axes]
-        # Conjugate (a correlation), and delayed by the padding.
-        self.kernel = [
-            _waves(range(-((k - 1) // 2), k // 2 + 1), m, f, +1) for _, k, m, f in axes
-        ]
-        self.inverse = [_waves(range(n), m, f, +1) / m for n, _, m, f in axes]
-        m = self.lengths[-1]
-        weight = np.full(m // 2 + 1, 2.0)
-        weight[0] = 1
-        if m % 2 == 0:
-            weight[-1] = 1
-        self.inverse[-1] = self.inverse[-1] * weight
+        lengths = [n + k // 2 for n, k in zip(size, kernel_size, strict=True)]
+        counts = [*lengths[:-1], lengths[-1] // 2 + 1]
+        maps = [range(n) for n in size]
+        lags = [range(-((k - 1) // 2), k // 2 + 1) for k in kernel_size]
+        self.forward = _matrices(maps, lengths, counts, -1)
+        self.kernel = _matrices(lags, lengths, counts, +1)
+        self.inverse = _inverses(maps, lengths, counts)
+        self.lags = _inverses(lags, lengths, counts)
 
 
-def _waves(positions: range, length: int, frequencies: int, sign: int) -> np.ndarray:
-    """`exp(sign 2πi position frequency / length)`, `(positions, frequencies)`, exact phases."""
-    turns = np.outer(positions, np.arange(frequencies)) % length
-    return np.exp(sign * 2j * np.pi * turns / length)
+def _matrices(positions, lengths, counts, sign) -> list[np.ndarray]:
+    """`exp(sign 2πi position frequency / length)` of each axis, `(positions, frequencies)`."""
+    axes = zip(positions, lengths, counts, strict=True)
+    turns = [(np.outer(p, np.arange(f)) % m) / m for p, m, f in axes]
+    return [np.exp(sign * 2j * np.pi * t) for t in turns]
 
 
-def transform(x: jax.Array, waves: Sequence[np.ndarray]) -> Spectrum:
-    """Real `(batch, *size, channels)` to its half spectrum, last spatial axis first."""
-    last = x.ndim - 2
-    real, imag = (_along(x, part, last) for part in _parts(waves[-1], x.dtype))
-    for axis, wave in enumerate(waves[:-1], start=1):
-        cos, sin = _parts(wave, x.dtype)
-        real, imag = (
-            _along(real, cos, axis) - _along(imag, sin, axis),
-            _along(real, sin, axis) + _along(imag, cos, axis),
-        )
-    return Spectrum(real, imag)
+def _inverses(positions, lengths, counts) -> list[np.ndarray]:
+    """The matrices back, `(frequencies, positions)`; the half axis counts its twins."""
+    twins = np.full(counts[-1], 2.0)
+    twins[0] = 1
+    if lengths[-1] % 2 == 0:
+        twins[-1] = 1
+    matrices = [
+        w.T / m for w, m in zip(_matrices(positions, lengths, counts, +1), lengths, strict=True)
+    ]
+    return [*matrices[:-1], matrices[-1] * twins[:, None]]
+
+
+def transform(x: jax.Array, matrices: Sequence[np.ndarray]) -> Spectrum:
+    """Real `(channels, batch, *size)` to its half spectrum."""
+    spectrum = Spectrum(*_product(x, matrices[-1], -1))
+    for axis, matrix in enumerate(reversed(matrices[:-1]), start=2):
+        spectrum = _complex_product(spectrum, matrix, -axis)
+    return spectrum
 
 
 def multiply(a: Spectrum, b: Spectrum) -> Spectrum:
@@ -124,25 +197,27 @@ def multiply(a: Spectrum, b: Spectrum) -> Spectrum:
     return Spectrum(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)
 
 
-def invert(spectrum: Spectrum, plan: Plan) -> jax.Array:
-    """Half spectrum to the wanted positions of the real map."""
-    real, imag = spectrum
-    for axis, wave in enumerate(plan.inverse[:-1], start=1):
-        cos, sin = (part.T for part in _parts(wave, real.dtype))
-        real, imag = (
-            _along(real, cos, axis) - _along(imag, sin, axis),
-            _along(real, sin, axis) + _along(imag, cos, axis),
-        )
-    cos, sin = (part.T for part in _parts(plan.inverse[-1], real.dtype))
-    last = real.ndim - 2
-    return _along(real, cos, last) - _along(imag, sin, last)
+def invert(spectrum: Spectrum, matrices: Sequence[np.ndarray]) -> jax.Array:
+    """Half spectrum to the positions that the matrices lead to: `(channels, batch, *size)`."""
+    for axis, matrix in enumerate(matrices[:-1], start=1):
+        spectrum = _complex_product(spectrum, matrix, -axis)
+    last = -len(matrices)
+    return _along(spectrum.real, matrices[-1].real, last) - _along(
+        spectrum.imag, matrices[-1].imag, last
+    )
 
 
-def _parts(wave: np.ndarray, dtype) -> tuple[jax.Array, jax.Array]:
-    return jnp.asarray(wave.real, dtype), jnp.asarray(wave.imag, dtype)
+def _complex_product(x: Spectrum, matrix: np.ndarray, axis: int) -> Spectrum:
+    (rr, ri), (ir, ii) = (_product(part, matrix, axis) for part in x)
+    return Spectrum(rr - ii, ri + ir)
 
 
-def _along(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
-    """Contracts one axis of `x` with the first of `matrix`, leaving the result in its place."""
-    out = jnp.tensordot(x, matrix, axes=(axis, 0), precision=jax.lax.Precision.HIGHEST)
-    return jnp.moveaxis(out, -1, axis)
+def _product(x: jax.Array, matrix: np.ndarray, axis: int) -> list[jax.Array]:
+    """`x` times the real and the imaginary part of a matrix, in one product."""
+    return jnp.split(_along(x, np.concatenate([matrix.real, matrix.imag], 1), axis), 2, axis=-1)
+
+
+def _along(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+    """Contracts one axis of `x` with the first of `matrix`, and puts the result last."""
+    contract = functools.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
+    return contract(x, jnp.asarray(matrix, x.dtype), axes=(axis, 0))

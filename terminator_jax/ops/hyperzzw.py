@@ -1,4 +1,10 @@
-"""HyperZ·Z·W: products of a hyper-kernel with activations."""
+"""HyperZ·Z·W: products of a hyper-kernel with activations.
+
+The functions take `(batch, *spatial, channels)`. `OPERATORS` holds the same for channel-major
+arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel.
+"""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,3 +44,17 @@ def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
 def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """`y ⊙ kernel ⊙ y`, the elementwise HyperZZW that interactions gate with."""
     return y * kernel * y
+
+
+def _dots(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
+    if hyper.ndim != 4 or hyper.shape[2] != hyper.shape[3]:
+        raise ValueError(f"dot needs square 2-D maps, got a size of {hyper.shape[2:]}")
+    return [hyper @ u for u in maps]
+
+
+def _products(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
+    return [hyper * u for u in maps]
+
+
+Operator = Callable[[jax.Array, Sequence[jax.Array]], list[jax.Array]]
+OPERATORS: dict[str, Operator] = {"dot": _dots, "product": _products}

@@ -23,11 +23,24 @@ def across(statistics, axis_name: AxisName):
     return statistics if axis_name is None else jax.lax.pmean(statistics, axis_name)
 
 
-def normalize(x: jax.Array, mean: jax.Array, square: jax.Array, epsilon: float) -> jax.Array:
-    """`(x - mean) / sqrt(variance + ε)`, returned in the dtype of `x`."""
+def normalize(
+    x: jax.Array, mean: jax.Array, square: jax.Array, epsilon: float, gate: jax.Array | None = None
+) -> jax.Array:
+    """`(x - mean) / sqrt(variance + ε)`, returned in the dtype of `x`.
+
+    With a `gate` of the statistics' shape, the same of `gate · x`.
+    """
     variance = jnp.maximum(square - mean * mean, 0)
-    scale = jax.lax.rsqrt(variance + epsilon)
+    if gate is None:
+        scale = jax.lax.rsqrt(variance + epsilon)
+    else:
+        scale = gate * jax.lax.rsqrt(gate * gate * variance + epsilon)
     return (x * scale - mean * scale).astype(x.dtype)
+
+
+def standardize(x: jax.Array, axes: tuple[int, ...], *, axis_name: AxisName = None) -> jax.Array:
+    """Zero mean and unit variance over `axes`, whatever the layout; `axis_name` as below."""
+    return normalize(x, *across(moments(x, axes), axis_name), EPSILON)
 
 
 def instance_standardize(x: jax.Array, *, epsilon: float = EPSILON) -> jax.Array:
@@ -58,6 +71,11 @@ def batch_standardize(
     return normalize(x, *across(moments(x, axes), axis_name), epsilon)
 
 
+def even_groups(channels: int, groups: int) -> np.ndarray:
+    """Marks `(channels,)` of the groups 0, 2, 4… that G-IBS standardizes over the batch."""
+    return np.arange(channels) // (channels // groups) % 2 == 0
+
+
 def group_standardize(
     x: jax.Array, *, groups: int = 12, epsilon: float = EPSILON, axis_name: AxisName = None
 ) -> jax.Array:
@@ -76,8 +94,7 @@ def group_standardize(
         raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
     instance = moments(x, tuple(range(1, x.ndim - 1)))
     batch = across(jax.tree.map(lambda m: m.mean(0, keepdims=True), instance), axis_name)
-    use_batch = np.arange(channels) // (channels // groups) % 2 == 0
-    use_batch = use_batch.reshape((1,) * (x.ndim - 1) + (channels,))
+    use_batch = even_groups(channels, groups).reshape((1,) * (x.ndim - 1) + (channels,))
     chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
     return normalize(x, *chosen, epsilon)
 

@@ -1,0 +1,137 @@
+"""HyperZ·Z·W as layers: each owns the slow network that makes its hyper-kernel."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.magnet import OMEGA0
+from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
+from terminator_jax.ops.channel_major import enter, leave
+from terminator_jax.ops.convolution import depthwise_correlate
+from terminator_jax.ops.hyperzzw import OPERATORS
+from terminator_jax.ops.standardize import AxisName
+
+
+class GlobalHyperZZW(nnx.Module):
+    """Full-context interaction of two maps: `K̂ = x ⊙ K`, then `K̂ ∘ u`.
+
+    K is the hyper-kernel of a global slow network, as large as the map.
+
+    Example:
+      >>> layer = GlobalHyperZZW((8, 8), 12, rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((2, 8, 8, 12))
+      >>> layer(x, x).shape
+      (2, 8, 8, 12)
+
+    Args:
+      size: positions of the maps per axis.
+      channels: channels of the maps.
+      operator: `∘`, one of `terminator_jax.ops.hyperzzw.OPERATORS`; `dot` needs square 2-D maps.
+      hidden: width of the slow network.
+      layers: hidden layers of the slow network.
+      omega0: frequency scale of the slow network.
+      dtype: dtype of the products; that of x if None. The hyper-kernel itself is computed in
+        float32 or wider.
+      param_dtype: dtype of the parameters.
+      rngs: the source of the initial values.
+
+    Raises:
+      ValueError: for an unknown operator or one that the size forbids, or when called with maps of
+        other shapes.
+
+    Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
+    Interaction", 2024.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        channels: int,
+        *,
+        operator: str = "dot",
+        hidden: int = 64,
+        layers: int = 2,
+        omega0: float = OMEGA0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if operator not in OPERATORS:
+            raise ValueError(f"operator {operator!r} is not one of {tuple(OPERATORS)}")
+        if operator == "dot" and (len(size) != 2 or size[0] != size[1]):
+            raise ValueError(f"the operator 'dot' needs square 2-D maps, got size {tuple(size)}")
+        self.size, self.channels = tuple(size), channels
+        self.operator, self.dtype = operator, dtype
+        self.slow_net = GlobalSlowNet(
+            size, channels, hidden=hidden, layers=layers, omega0=omega0,
+            param_dtype=param_dtype, rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(self, x: jax.Array, u: jax.Array) -> jax.Array:
+        """x and u `(batch, *size, channels)` to the same; x makes the kernel, u meets it."""
+        if x.shape[1:] != (*self.size, self.channels) or u.shape != x.shape:
+            raise ValueError(
+                f"expected x and u (batch, *{self.size}, {self.channels}), got {x.shape} and"
+                f" {u.shape}"
+            )
+        dtype = x.dtype if self.dtype is None else self.dtype
+        x, u, kernel = (a.astype(dtype) for a in (x, u, self.slow_net()))
+        [out] = OPERATORS[self.operator](enter(x * kernel[None]), [enter(u)])
+        return leave(out)
+
+
+class LocalHyperZZW(nnx.Module):
+    """A map correlated with small depthwise kernels that a slow network makes from another map.
+
+    Example:
+      >>> layer = LocalHyperZZW(5, 12, rngs=nnx.Rngs(0))
+      >>> source, u = jnp.ones((2, 8, 8, 12)), jnp.ones((2, 8, 8, 12))
+      >>> layer(source, u).shape
+      (2, 8, 8, 12)
+
+    The kernels depend on the mean of `source` over the batch, and are the same for all samples.
+
+    Args:
+      size: the odd size of the kernels, the same on every axis.
+      channels: channels of the maps.
+      ndim: spatial axes of the maps.
+      hidden: width of the slow network.
+      layers: hidden layers of the slow network.
+      omega0: frequency scale of the slow network.
+      dtype: dtype of the result; that of u if None. The kernels themselves are computed in float32
+        or wider.
+      param_dtype: dtype of the parameters.
+      axis_name: the mapped axis over which the batch is split, if any.
+      rngs: the source of the initial values.
+
+    Raises:
+      ValueError: for an even size, or when called with maps of other shapes.
+
+    Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
+    Interaction", 2024.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        *,
+        ndim: int = 2,
+        hidden: int = 32,
+        layers: int = 2,
+        omega0: float = OMEGA0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        axis_name: AxisName = None,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.slow_net = LocalSlowNet(
+            size, channels, ndim=ndim, hidden=hidden, layers=layers, omega0=omega0,
+            param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(self, source: jax.Array, u: jax.Array) -> jax.Array:
+        """source and u `(batch, *spatial, channels)`; returns u's shape."""
+        u = u if self.dtype is None else u.astype(self.dtype)
+        return depthwise_correlate(u, self.slow_net(source))
