@@ -10,6 +10,7 @@ from flax import nnx
 from terminator_jax.layers.pointwise import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops import channel_major
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.convolution import correlate, depthwise_correlate
 from terminator_jax.ops.standardize import AxisName, batch_standardize, standardize
 
@@ -104,4 +105,4 @@ class LocalBranches(nnx.Module):
         y = correlate(x, jnp.moveaxis(kernel, -1, 0))
         y = channel_major.pointwise(y, self.mixer_weight[n], self.mixer_bias[n])
         y = standardize(y, (1, *channel_major.space(y)), axis_name=self.axis_name)
-        return jax.nn.gelu(y, approximate=False) + self.scalar[n].astype(y.dtype)
+        return gelu(y) + self.scalar[n].astype(y.dtype)

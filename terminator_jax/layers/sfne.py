@@ -15,6 +15,7 @@ from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import channel_major, hyperzzw
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
@@ -191,7 +192,7 @@ class SFNEBlock(nnx.Module):
         maps = self._maps(x, channel_major.enter(kernel)[:, None].astype(x.dtype))
         maps |= {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
         y = self._standardize(self._mix(maps))
-        y = jax.nn.gelu(y, approximate=False) + self.bias[...].astype(y.dtype)
+        y = gelu(y) + self.bias[...].astype(y.dtype)
         scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
         return y if scale is None else y * channel_major.like(scale.T, y)
 
@@ -219,8 +220,7 @@ class SFNEBlock(nnx.Module):
         k1, q1, u = jnp.split(channel_major.pointwise(x, kernel1, bias1), 3)
         k2, q2 = jnp.split(channel_major.pointwise(hyper, kernel2, bias2), 2)
         gated = [
-            jax.nn.gelu(standardize(k * q, space), approximate=False)
-            + rgu.position[...].astype(x.dtype)[None, None]
+            gelu(standardize(k * q, space)) + rgu.position[...].astype(x.dtype)[None, None]
             for rgu, k, q in ((self.rgu1, k1, q1), (self.rgu2, k2, q2))
         ]
         out = [self.rgu1.y, self.rgu2.y]

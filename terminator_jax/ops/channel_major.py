@@ -47,8 +47,31 @@ def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
       >>> pointwise(jnp.ones((3, 2, 8, 8)), jnp.ones((3, 5)), jnp.zeros(5)).shape
       (5, 2, 8, 8)
     """
-    out = jnp.tensordot(kernel.astype(x.dtype), x, axes=(0, 0))
+    out = product(kernel.astype(x.dtype), x.reshape(len(x), -1))
+    out = out.reshape(len(out), *x.shape[1:])
     return out + like(bias, out)
+
+
+@jax.custom_vjp
+def product(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """`kernelᵀ x` of `(inputs, outputs)` and `(inputs, n)`.
+
+    The gradients are written out because those that `jnp.dot` has come out transposed, which costs
+    a copy of every large map on a CPU.
+    """
+    return kernel.T @ x
+
+
+def _product_forward(kernel, x):
+    return product(kernel, x), (kernel, x)
+
+
+def _product_backward(residuals, dy):
+    kernel, x = residuals
+    return x @ dy.T, kernel @ dy
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def gather(maps: Sequence[jax.Array]) -> jax.Array:
