@@ -16,6 +16,25 @@ def _spatial(x: jax.Array) -> tuple[int, ...]:
     return tuple(range(1, x.ndim - 1))
 
 
+def channel_gate(mean: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`sigmoid(m ⊙ k_c ⊙ m)` of means `(batch, channels)` and a channel kernel `(channels,)`."""
+    return jax.nn.sigmoid(hyperzzw.twice(mean, kernel[None]))
+
+
+def exponents(
+    over_space: jax.Array, over_channels: jax.Array, channel: jax.Array, spatial: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`m ⊙ k_c ⊙ m` and `s ⊙ k_s ⊙ s`, the sigmoid of whose product is the hyper interaction.
+
+    Args:
+      over_space: m, means `(batch, channels)`.
+      over_channels: s, means `(batch, *size)`.
+      channel: k_c, a channel kernel `(channels,)`.
+      spatial: k_s, a spatial kernel `(*size,)`.
+    """
+    return hyperzzw.twice(over_space, channel[None]), hyperzzw.twice(over_channels, spatial[None])
+
+
 class HyperChannelInteraction(nnx.Module):
     """`m = mean_space(x)`, `out = x ⊙ sigmoid(m ⊙ k_c ⊙ m)`, k_c from a channel slow network.
 
@@ -37,12 +56,8 @@ class HyperChannelInteraction(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, *spatial, channels)` to the same."""
-        gate = self.gate(_means(x, _spatial(x)))
+        gate = channel_gate(_means(x, _spatial(x)), self.channel())
         return x * jnp.expand_dims(gate, _spatial(x)).astype(x.dtype)
-
-    def gate(self, mean: jax.Array) -> jax.Array:
-        """The gate `(batch, channels)` of a map's means over space, of the same shape."""
-        return jax.nn.sigmoid(hyperzzw.twice(mean, self.channel()[None]))
 
 
 class HyperInteraction(nnx.Module):
@@ -85,16 +100,8 @@ class HyperInteraction(nnx.Module):
         """y and x `(batch, *size, channels)`; returns x gated."""
         if y.shape != x.shape:
             raise ValueError(f"y and x must have one shape, got {y.shape} and {x.shape}")
-        channel, spatial = self.exponents(_means(y, _spatial(y)), _means(y, (-1,)))
+        channel, spatial = exponents(
+            _means(y, _spatial(y)), _means(y, (-1,)), self.channel(), self.spatial()
+        )
         gate = spatial[..., None] * jnp.expand_dims(channel, _spatial(y))
         return x * jax.nn.sigmoid(gate).astype(x.dtype)
-
-    def exponents(self, over_space: jax.Array, over_channels: jax.Array) -> tuple[jax.Array, ...]:
-        """`m ⊙ k_c ⊙ m` of `(batch, channels)` and `s ⊙ k_s ⊙ s` of `(batch, *size)` means.
-
-        The gate is the sigmoid of the product of the two.
-        """
-        return (
-            hyperzzw.twice(over_space, self.channel()[None]),
-            hyperzzw.twice(over_channels, self.spatial()[None]),
-        )

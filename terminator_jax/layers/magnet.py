@@ -1,6 +1,8 @@
 """MAGNet, the coordinate network that generates kernels."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +92,59 @@ class MAGNet(nnx.Module):
 
     def __call__(self) -> jax.Array:
         """The kernel, `(*size, features)`."""
-        net = magnet.Magnet(*(getattr(self, name)[...] for name in magnet.Magnet._fields))
+        return self.kernel(magnet.magnet(self.parameters(), self.coordinates()))
+
+    def parameters(self) -> magnet.Magnet:
+        """The parameters as `ops.magnet` takes them."""
+        return magnet.Magnet(*(getattr(self, name)[...] for name in magnet.Magnet._fields))
+
+    def coordinates(self) -> jax.Array:
+        """The coordinates of the kernel's positions, `(positions, d)`."""
         dtype = jnp.promote_types(jnp.float32, self.gabor_weight.dtype)
-        kernel = magnet.magnet(net, coordinates.grid(self.size, dtype))
-        return kernel.reshape(*self.size, self.features)
+        return coordinates.grid(self.size, dtype)
+
+    def kernel(self, values: jax.Array) -> jax.Array:
+        """`(positions, features)` in the shape of the kernel."""
+        return values.reshape(*self.size, self.features)
+
+
+def evaluate(nets: Sequence[MAGNet]) -> list[jax.Array]:
+    """`[net() for net in nets]`, those of one width and depth together.
+
+    A program that has each network once for each of its uses takes long to compile.
+
+    Example:
+      >>> nets = [MAGNet((n, n), 3, hidden=8, rngs=nnx.Rngs(n)) for n in (4, 5)]
+      >>> [kernel.shape for kernel in evaluate(nets)]
+      [(4, 4, 3), (5, 5, 3)]
+    """
+    alike: dict[Any, list[int]] = {}
+    for n, net in enumerate(nets):
+        alike.setdefault((net.gabor_weight.shape, net.gabor_weight.dtype), []).append(n)
+    kernels: list[Any] = [None] * len(nets)
+    for members in alike.values():
+        for n, h in zip(members, _hidden([nets[n] for n in members]), strict=True):
+            kernels[n] = nets[n].kernel(magnet.output(nets[n].parameters(), h))
+    return kernels
+
+
+def _hidden(nets: Sequence[MAGNet]) -> list[jax.Array]:
+    """The last hidden layer of networks of one width and depth, whatever their positions."""
+    counts = [math.prod(net.size) for net in nets]
+
+    def padded(x, count):
+        return jnp.pad(x, [(0, max(counts) - count)] + [(0, 0)] * (x.ndim - 1))
+
+    def stacked(name):
+        values = [getattr(net, name)[...] for net in nets]
+        if name == "position":
+            values = [padded(x, count) for x, count in zip(values, counts, strict=True)]
+        return jnp.stack(values)
+
+    names = [name for name in magnet.Magnet._fields if not name.startswith("out")]
+    parameters = magnet.Magnet(
+        **{name: stacked(name) for name in names}, out_weight=None, out_bias=None
+    )
+    grids = [padded(net.coordinates(), count) for net, count in zip(nets, counts, strict=True)]
+    h = jax.vmap(magnet.hidden)(parameters, jnp.stack(grids))
+    return [h[n, :count] for n, count in enumerate(counts)]

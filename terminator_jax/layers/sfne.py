@@ -2,15 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.dropout import ChannelDropout
-from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
+from terminator_jax.layers.interactions import (
+    HyperChannelInteraction,
+    HyperInteraction,
+    channel_gate,
+    exponents,
+)
 from terminator_jax.layers.local import LocalBranch, LocalBranches
-from terminator_jax.layers.magnet import OMEGA0
+from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
@@ -49,6 +55,22 @@ class SlowWidths:
     interaction_channel_hidden: int = 16
     interaction_spatial_hidden: int = 64
     interaction_layers: int = 2
+
+
+class SlowKernels(NamedTuple):
+    """What a block's slow networks give (or the networks) that do not depend on the input.
+
+    Attributes:
+      hyper: the hyper-kernel, `(*size, C)`.
+      gate: of the hyper-channel interaction, `(C,)`.
+      channel: of the hyper interaction, `(C,)`.
+      spatial: of the hyper interaction, `(*size,)`.
+    """
+
+    hyper: Any
+    gate: Any
+    channel: Any
+    spatial: Any
 
 
 def bottleneck_order(branches: int, skips: int) -> tuple[str, ...]:
@@ -159,7 +181,6 @@ class SFNEBlock(nnx.Module):
         x: jax.Array,
         skips: Sequence[jax.Array] = (),
         *,
-        hyper_kernel: jax.Array | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Applies the block.
@@ -167,49 +188,56 @@ class SFNEBlock(nnx.Module):
         Args:
           x: `(batch, *size, C)`.
           skips: earlier maps `(batch, *size, channels)`, as announced to the constructor.
-          hyper_kernel: `(*size, C)`, the slow network's kernel if it is already at hand.
           rngs: with a `dropout` stream; without it nothing is dropped.
 
         Returns:
           `(batch, *size, λC)`.
         """
-        rest = dict(hyper_kernel=hyper_kernel, rngs=rngs)
-        y = self.channel_major(channel_major.enter(x), [*map(channel_major.enter, skips)], **rest)
-        return channel_major.leave(y)
+        skips = [channel_major.enter(skip) for skip in skips]
+        return channel_major.leave(self.channel_major(channel_major.enter(x), skips, rngs=rngs))
+
+    def slow_nets(self) -> SlowKernels:
+        """The slow networks that do not depend on the input."""
+        interaction = self.hyper_interaction
+        gate = self.channel_interaction.channel
+        return SlowKernels(self.slow_net, gate, interaction.channel, interaction.spatial)
 
     def channel_major(
         self,
         x: jax.Array,
         skips: Sequence[jax.Array] = (),
         *,
-        hyper_kernel: jax.Array | None = None,
+        kernels: SlowKernels | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The same of channel-major maps: `(C, batch, *size)` to `(λC, batch, *size)`."""
+        """The same of channel-major maps: `(C, batch, *size)` to `(λC, batch, *size)`.
+
+        `kernels` are what `slow_nets()` give, if that is already at hand.
+        """
         self._check(x, skips)
         x = x if self.dtype is None else x.astype(self.dtype)
-        kernel = self.slow_net() if hyper_kernel is None else hyper_kernel
-        maps = self._maps(x, channel_major.enter(kernel)[:, None].astype(x.dtype))
+        maps = self._maps(x, kernels or SlowKernels(*evaluate(self.slow_nets())))
         maps |= {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
         y = self._standardize(self._mix(maps))
         y = gelu(y) + self.bias[...].astype(y.dtype)
         scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
         return y if scale is None else y * channel_major.like(scale.T, y)
 
-    def _maps(self, x: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
+    def _maps(self, x: jax.Array, kernels: SlowKernels) -> dict[str, jax.Array]:
         """What the bottleneck reads, but for the skips."""
         space = channel_major.space(x)
-        hyper = x * kernel
+        hyper = x * channel_major.enter(kernels.hyper)[:, None].astype(x.dtype)
         mean, square = moments(x, space)
         f, u = self._projected(x, hyper)
         # IS(g x) for one gate g per sample and channel needs no statistics but those of x.
-        gate = channel_major.like(self.channel_interaction.gate(jnp.squeeze(mean, space).T).T, mean)
-        h = normalize(x, mean, square, EPSILON, gate)
+        gate = channel_gate(jnp.squeeze(mean, space).T, kernels.gate).T
+        h = normalize(x, mean, square, EPSILON, channel_major.like(gate, mean))
         o, o_u, o_h = hyperzzw.OPERATORS[self.operator](hyper, [f, u, h])
         s = jax.nn.sigmoid(o) * o
         local = self.local.channel_major(dict(x=x, u=u, h=h))
         names = {f"l{n + 1}": m for n, m in enumerate(local)}
-        return dict(o=o, o_u=o_u, o_h=o_h, s=s, i=self._interact(o, x), f=f, **names)
+        i = self._interact(o, x, kernels)
+        return dict(o=o, o_u=o_u, o_h=o_h, s=s, i=i, f=f, **names)
 
     def _projected(self, x: jax.Array, hyper: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`f` and `u`, from one product of x and one of the hyper-kernel."""
@@ -231,12 +259,13 @@ class SFNEBlock(nnx.Module):
         )
         return standardize(f, space), standardize(u, space)
 
-    def _interact(self, o: jax.Array, x: jax.Array) -> jax.Array:
+    def _interact(self, o: jax.Array, x: jax.Array, kernels: SlowKernels) -> jax.Array:
         """The hyper interaction of (o, x)."""
         wide = jnp.promote_types(o.dtype, jnp.float32)
-        channel, spatial = self.hyper_interaction.exponents(
-            jnp.mean(o, channel_major.space(o), dtype=wide).T, jnp.mean(o, 0, dtype=wide)
+        over_space, over_channels = (
+            jnp.mean(o, axes, dtype=wide) for axes in (channel_major.space(o), 0)
         )
+        channel, spatial = exponents(over_space.T, over_channels, kernels.channel, kernels.spatial)
         channel = channel.T.reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
         return x * jax.nn.sigmoid(channel * spatial[None]).astype(x.dtype)
 

@@ -41,8 +41,8 @@ class ChannelSlowNet(MAGNet):
     def __init__(self, channels: int, *, hidden: int = 32, layers: int = 2, **kwargs):
         super().__init__((channels,), 1, hidden=hidden, layers=layers, **kwargs)
 
-    def __call__(self) -> jax.Array:
-        return super().__call__()[..., 0]
+    def kernel(self, values: jax.Array) -> jax.Array:
+        return super().kernel(values)[..., 0]
 
 
 class SpatialSlowNet(MAGNet):
@@ -56,8 +56,8 @@ class SpatialSlowNet(MAGNet):
     def __init__(self, size: tuple[int, ...], *, hidden: int = 64, layers: int = 2, **kwargs):
         super().__init__(size, 1, hidden=hidden, layers=layers, **kwargs)
 
-    def __call__(self) -> jax.Array:
-        return super().__call__()[..., 0]
+    def kernel(self, values: jax.Array) -> jax.Array:
+        return super().kernel(values)[..., 0]
 
 
 class LocalSlowNets(nnx.Module):

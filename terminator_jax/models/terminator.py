@@ -1,6 +1,7 @@
 """The Terminator: slow-fast blocks without residuals, attention or downsampling."""
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.local import LocalBranch
-from terminator_jax.layers.magnet import OMEGA0
+from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
-from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowWidths
+from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.standardize import AxisName
 
@@ -166,18 +167,25 @@ class Terminator(nnx.Module):
           TypeError: if `x` is not of a floating-point type.
         """
         self._check(x)
-        kernels = [block.slow_net() for block in self.blocks]
+        kernels = self._slow_kernels()
         features: list[jax.Array] = []
         y = channel_major.enter(x)
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
             skips = [features[j] for j in earlier]
-            y = block.channel_major(y, skips, hyper_kernel=kernel, rngs=rngs)
+            y = block.channel_major(y, skips, kernels=kernel, rngs=rngs)
             features.append(y)
         wide = jnp.promote_types(y.dtype, jnp.float32)
         logits = self.head(jnp.mean(y, channel_major.space(y), dtype=wide).T)
         if not intermediates:
             return logits
-        return logits, Intermediates(kernels, [channel_major.leave(f) for f in features])
+        return logits, Intermediates(
+            [k.hyper for k in kernels], [channel_major.leave(f) for f in features]
+        )
+
+    def _slow_kernels(self) -> list[SlowKernels]:
+        """What the slow networks of every block give, evaluated together."""
+        kernels = iter(evaluate([net for block in self.blocks for net in block.slow_nets()]))
+        return [SlowKernels(*itertools.islice(kernels, 4)) for _ in self.blocks]
 
     def _check(self, x: jax.Array) -> None:
         expected = (*self.config.size, self.config.channels)

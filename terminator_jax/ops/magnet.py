@@ -71,15 +71,25 @@ def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Arr
     return jnp.sin(phase)
 
 
+def hidden(net: Magnet, coordinates: jax.Array) -> jax.Array:
+    """The last hidden layer at the given coordinates: `(positions, d)` to `(positions, hidden)`."""
+    g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
+    h = g[0]
+    for i in range(len(net.weight)):
+        h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]
+    return h
+
+
 def magnet(net: Magnet, coordinates: jax.Array) -> jax.Array:
     """The kernel of a MAGNet at the given coordinates: `(positions, d)` to `(positions, features)`.
 
     Source: section 3.1 of Romero et al., "FlexConv", 2021.
     """
-    g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
-    h = g[0]
-    for i in range(len(net.weight)):
-        h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]
+    return output(net, hidden(net, coordinates))
+
+
+def output(net: Magnet, h: jax.Array) -> jax.Array:
+    """`h W_o + b_o`."""
     return h @ net.out_weight + net.out_bias[None]
 
 
@@ -115,4 +125,4 @@ def context_magnet(
         norm = jnp.sqrt(jnp.maximum(square, NORM_FLOOR**2))
         h = ALPHA * jax.lax.stop_gradient(h) + BETA * h / norm
         h = h * (t @ mix.weight[i] + mix.bias[i, None])
-    return (h @ net.out_weight + net.out_bias[None]) * inside
+    return output(net, h) * inside

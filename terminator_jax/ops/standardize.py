@@ -1,4 +1,6 @@
-"""Standardization by the batch's own statistics: no affine, no running averages (spec: BS, IS, G-IBS).
+"""Standardization by the batch's own statistics: no affine, no running averages.
+
+BS over batch and space, IS over space, G-IBS each for every other group of channels.
 
 Statistics are the biased ones, in float32 or wider, from one pass over the map (the mean and the
 mean of squares together).
