@@ -10,7 +10,7 @@ ready for `terminator_from_release`.
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,25 +73,11 @@ def terminator_from_release(
       >>> terminator_from_release(state_dict).config == config
       True
     """
-    arrays = {canonical_name(name): np.asarray(value) for name, value in state_dict.items()}
+    arrays = canonical(state_dict)
     config = config_from_release({name: a.shape for name, a in arrays.items()}, skips)
-    model = Terminator(config, rngs=nnx.Rngs(0), **kwargs)
-    slots: dict[tuple, np.ndarray] = {}
-    views = {}
-    for entry in release_entries(config):
-        slots.setdefault(entry.path, np.array(_param(model, entry.path)[...]))
-        views[entry.name] = _release_view(slots[entry.path], entry)
-    _complain("unknown", arrays.keys() - views.keys())
-    _complain("missing", views.keys() - arrays.keys())
-    _complain(
-        "misshapen",
-        (f"{n} {arrays[n].shape}, expected {v.shape}" for n, v in views.items()
-         if arrays[n].shape != v.shape),
-    )  # fmt: skip
-    for name, view in views.items():
-        view[...] = arrays[name]
-    for path, value in slots.items():
-        _param(model, path)[...] = jnp.asarray(value)
+    # No initial values are computed: every parameter comes from the state dict.
+    model = nnx.eval_shape(lambda: Terminator(config, rngs=nnx.Rngs(0), **kwargs))
+    import_entries(model, release_entries(config), arrays)
     return model
 
 
@@ -103,10 +89,21 @@ def terminator_to_release(model: Terminator) -> dict[str, np.ndarray]:
       >>> terminator_to_release(model)["out_layer.weight"].shape
       (10, 96)
     """
-    return {
-        entry.name: np.array(_release_view(np.asarray(_param(model, entry.path)[...]), entry))
-        for entry in release_entries(model.config)
-    }
+    return export_entries(model, release_entries(model.config))
+
+
+def canonical(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict's arrays in canonical naming.
+
+    Raises:
+      ValueError: if two of its names mean the same tensor.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in state_dict.items():
+        if canonical_name(name) in arrays:
+            _complain("twice", [canonical_name(name)])
+        arrays[canonical_name(name)] = np.asarray(value)
+    return arrays
 
 
 def canonical_name(name: str) -> str:
@@ -124,11 +121,17 @@ def canonical_name(name: str) -> str:
 def config_from_release(
     shapes: Mapping[str, tuple[int, ...]], skips: tuple[tuple[int, ...], ...] | None = None
 ) -> TerminatorConfig:
-    """The configuration behind the shapes of a state dict in canonical naming."""
+    """The configuration behind the shapes of a state dict in canonical naming.
 
-    def shape(name: str) -> tuple[int, ...]:
+    Raises:
+      ValueError: naming an entry that is missing, or that has too few axes.
+    """
+
+    def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in shapes:
             _complain("missing", [name])
+        if len(shapes[name]) < axes or 0 in shapes[name]:
+            _complain("misshapen", [f"{name} {shapes[name]}"])
         return shapes[name]
 
     def count(pattern: str) -> int:
@@ -137,10 +140,10 @@ def config_from_release(
 
     number = max(1, count(r"blocks\.(\d+)\."))
     at = [f"blocks.{i}.fast_multi_branch." for i in range(number)]
-    channels = [shape(f"{p}channel_mixer_mlp.weight")[0] for p in at]
-    bottlenecks = [shape(f"{p}bottleneck_layer.weight") for p in at]
+    channels = [shape(f"{p}channel_mixer_mlp.weight", 2)[0] for p in at]
+    bottlenecks = [shape(f"{p}bottleneck_layer.weight", 2) for p in at]
     sizes = [
-        shape(f"{at[0]}slow_net_l{n}.Kernel.bias_pk")[-1]
+        shape(f"{at[0]}slow_net_l{n}.Kernel.bias_pk", 3)[-1]
         for n in range(1, count(re.escape(at[0]) + r"slow_net_l(\d+)\."))
     ]
     if skips is None:
@@ -148,7 +151,7 @@ def config_from_release(
         skips = tuple(tuple(i - 2 - n for n in range(k)) for i, k in enumerate(counts))
 
     def net(prefix: str) -> tuple[int, int]:
-        hidden = shape(f"{prefix}.Kernel.filters.0.linear.weight")[0]
+        hidden = shape(f"{prefix}.Kernel.filters.0.linear.weight", 2)[0]
         return hidden, count(re.escape(prefix) + r"\.Kernel\.linears\.(\d+)\.")
 
     nets = dict(
@@ -159,9 +162,9 @@ def config_from_release(
     )
     widths = {f"{name}_hidden": net(prefix)[0] for name, prefix in nets.items()}
     return TerminatorConfig(
-        size=shape(f"{at[0]}slow_net_g.Kernel.bias_p")[2:],
+        size=shape(f"{at[0]}slow_net_g.Kernel.bias_p", 3)[2:],
         channels=channels[0],
-        num_classes=shape("out_layer.bias")[0],
+        num_classes=shape("out_layer.bias", 1)[0],
         factors=tuple(b[0] // c for b, c in zip(bottlenecks, channels, strict=True)),
         skips=skips,
         dropout=(0.0, *(0.05,) * (number - 1)),
@@ -185,6 +188,38 @@ def _branches(sizes: list[int]) -> tuple[LocalBranch, ...]:
     )
 
 
+def import_entries(
+    model: nnx.Module, entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Fills the model's parameters, which may be abstract, with the release's tensors.
+
+    Raises:
+      ValueError: naming the tensors that are unknown, missing or misshapen.
+    """
+    slots: dict[tuple, np.ndarray] = {}
+    views = {}
+    for entry in entries:
+        param = _param(model, entry.path)
+        slots.setdefault(entry.path, np.empty(param.shape, param.dtype))
+        views[entry.name] = _release_view(slots[entry.path], entry)
+    _complain("unknown", arrays.keys() - views.keys())
+    _complain("missing", views.keys() - arrays.keys())
+    wrong = (name for name, view in views.items() if arrays[name].shape != view.shape)
+    _complain("misshapen", (f"{n} {arrays[n].shape}, expected {views[n].shape}" for n in wrong))
+    for name, view in views.items():
+        view[...] = arrays[name]
+    for path, value in slots.items():
+        _param(model, path).set_value(jnp.asarray(value))
+
+
+def export_entries(model: nnx.Module, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """The model's parameters as the release's tensors; inverse of `import_entries`."""
+    return {
+        entry.name: _release_view(np.asarray(_param(model, entry.path)[...]), entry).copy()
+        for entry in entries
+    }
+
+
 def release_entries(config: TerminatorConfig) -> Iterator[Entry]:
     """Every tensor of the release for a configuration."""
     for i in range(len(config.factors)):
@@ -195,8 +230,7 @@ def release_entries(config: TerminatorConfig) -> Iterator[Entry]:
 
 def _block_entries(config: TerminatorConfig, i: int) -> Iterator[Entry]:
     size, at, block = config.size, f"blocks.{i}.fast_multi_branch.", ("blocks", i)
-    d = len(size)
-    channels = (config.block_channels[i],)
+    d, channels = len(size), (config.block_channels[i],)
     yield Entry(f"blocks.{i}.bias", (*block, "bias"), shape=(1,))
     nets = (
         ("slow_net_g", ("slow_net",), size, config.global_layers[i]),
@@ -208,58 +242,67 @@ def _block_entries(config: TerminatorConfig, i: int) -> Iterator[Entry]:
          config.interaction_layers),
     )  # fmt: skip
     for name, path, net_size, layers in nets:
-        net = (*block, *path)
-        yield from _magnet_entries(f"{at}{name}.Kernel.", net, len(net_size), layers)
-        yield Entry(f"{at}{name}.Kernel.bias_p", (*net, "position"), shape=(1, 1, *net_size))
-    yield from _local_entries(config, at, (*block, "local"))
+        yield from slow_net_entries(f"{at}{name}.Kernel.", (*block, *path), net_size, layers)
+    sizes, local = [b.size for b in config.branches], (*block, "local")
+    for n in range(len(sizes)):
+        name, net = f"{at}slow_net_l{n + 1}.Kernel.", (*local, "slow_nets")
+        yield from local_net_entries(name, net, sizes, n, d, config.local_layers)
+        mixer = f"{at}local_interact_conv_{n + 1}.channel_mixer."
+        yield from linear_entries(mixer, local, d, ("mixer_weight", "mixer_bias"), n)
+        yield Entry(f"{at}bias{n + 1}", (*local, "scalar"), n, shape=(1,))
     for name, path in (("channel_mixer_mlp", "mixer"), ("bottleneck_layer", "bottleneck")):
-        yield from _linear_entries(f"{at}{name}.", (*block, path), d)
+        yield from linear_entries(f"{at}{name}.", (*block, path), d)
     for name, path in (("Fast_Kernel_rgu", "rgu1"), ("Fast_Kernel_rgu_2", "rgu2")):
-        for part in "kvqy":
-            yield from _linear_entries(f"{at}{name}.fast_linear_{part}.", (*block, path, part), d)
-        yield Entry(f"{at}{name}.bias_p", (*block, path, "position"), shape=(1, 1, *size))
+        yield from rgu_entries(f"{at}{name}.", (*block, path), size)
 
 
-def _linear_entries(name: str, path: tuple, ones: int) -> Iterator[Entry]:
-    yield Entry(f"{name}weight", (*path, "kernel"), ones=ones)
-    yield Entry(f"{name}bias", (*path, "bias"))
+def linear_entries(
+    name: str, path: tuple, ones: int, params: tuple[str, str] = ("kernel", "bias"), index=...
+) -> Iterator[Entry]:
+    """A pointwise layer; `params` are the model's names of weight and bias."""
+    yield Entry(f"{name}weight", (*path, params[0]), index, ones)
+    yield Entry(f"{name}bias", (*path, params[1]), index)
+
+
+def rgu_entries(name: str, path: tuple, size: tuple[int, ...]) -> Iterator[Entry]:
+    """A recursive gated unit."""
+    for part in "kvqy":
+        yield from linear_entries(f"{name}fast_linear_{part}.", (*path, part), len(size))
+    yield Entry(f"{name}bias_p", (*path, "position"), shape=(1, 1, *size))
+
+
+def slow_net_entries(name: str, path: tuple, size: tuple[int, ...], layers: int) -> Iterator[Entry]:
+    """A global, channel or spatial slow network, which makes a kernel of `size`."""
+    yield from _magnet_entries(name, path, len(size), layers)
+    yield Entry(f"{name}bias_p", (*path, "position"), shape=(1, 1, *size))
+
+
+def local_net_entries(
+    name: str, path: tuple, sizes: Sequence[int], n: int, d: int, layers: int
+) -> Iterator[Entry]:
+    """The n-th of the local slow networks, which are stacked, over d axes."""
+    yield from _magnet_entries(name, path, d, layers, (n,))
+    stop = sum(size**d for size in sizes[: n + 1])
+    positions, shape = slice(stop - sizes[n] ** d, stop), (1, 1, *(sizes[n],) * d)
+    yield Entry(f"{name}bias_pk", (*path, "position"), positions, shape=shape)
+    for release, ours in (("fast_reduce", "reduce"), ("fast_fc1", "mix")):
+        params = (f"{ours}_weight", f"{ours}_bias")
+        yield from linear_entries(f"{name}{release}.", path, d, params, n)
+    for layer in range(layers):
+        linear, params = f"{name}fast_linears_x.{layer}.", ("context_weight", "context_bias")
+        yield from linear_entries(linear, path, d, params, (n, layer))
 
 
 def _magnet_entries(
     name: str, path: tuple, d: int, layers: int, index: tuple = ()
 ) -> Iterator[Entry]:
+    gabor, square, out = ((f"{part}weight", f"{part}bias") for part in ("gabor_", "", "out_"))
     for layer in range(layers + 1):
-        at = (*index, layer)
-        yield Entry(f"{name}filters.{layer}.linear.weight", (*path, "gabor_weight"), at, d)
-        yield Entry(f"{name}filters.{layer}.linear.bias", (*path, "gabor_bias"), at)
+        linear = f"{name}filters.{layer}.linear."
+        yield from linear_entries(linear, path, d, gabor, (*index, layer))
     for layer in range(layers):
-        at = (*index, layer)
-        yield Entry(f"{name}linears.{layer}.weight", (*path, "weight"), at, d)
-        yield Entry(f"{name}linears.{layer}.bias", (*path, "bias"), at)
-    yield Entry(f"{name}output_linear.weight", (*path, "out_weight"), index or ..., d)
-    yield Entry(f"{name}output_linear.bias", (*path, "out_bias"), index or ...)
-
-
-def _local_entries(config: TerminatorConfig, at: str, path: tuple) -> Iterator[Entry]:
-    d, start, net = len(config.size), 0, (*path, "slow_nets")
-    for n, branch in enumerate(config.branches):
-        name = f"{at}slow_net_l{n + 1}.Kernel."
-        yield from _magnet_entries(name, net, d, config.local_layers, index=(n,))
-        stop = start + branch.size**d
-        shape = (1, 1, *(branch.size,) * d)
-        yield Entry(f"{name}bias_pk", (*net, "position"), slice(start, stop), shape=shape)
-        start = stop
-        for release, ours in (("fast_reduce", "reduce"), ("fast_fc1", "mix")):
-            yield Entry(f"{name}{release}.weight", (*net, f"{ours}_weight"), n, d)
-            yield Entry(f"{name}{release}.bias", (*net, f"{ours}_bias"), n)
-        for layer in range(config.local_layers):
-            linear = f"{name}fast_linears_x.{layer}."
-            yield Entry(f"{linear}weight", (*net, "context_weight"), (n, layer), d)
-            yield Entry(f"{linear}bias", (*net, "context_bias"), (n, layer))
-        mixer = f"{at}local_interact_conv_{n + 1}.channel_mixer."
-        yield Entry(f"{mixer}weight", (*path, "mixer_weight"), n, d)
-        yield Entry(f"{mixer}bias", (*path, "mixer_bias"), n)
-        yield Entry(f"{at}bias{n + 1}", (*path, "scalar"), n, shape=(1,))
+        yield from linear_entries(f"{name}linears.{layer}.", path, d, square, (*index, layer))
+    yield from linear_entries(f"{name}output_linear.", path, d, out, index or ...)
 
 
 def _param(model: nnx.Module, path: tuple) -> nnx.Param:
@@ -288,7 +331,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Reads a state dict from a file; PyTorch is imported only for its own formats.
 
     Raises:
-      ValueError: for an unknown kind of file or a missing package.
+      ValueError: for an unknown kind of file, or one without a state dict.
+      ModuleNotFoundError: where the package that reads this kind is not installed.
     """
     match path.suffix:
         case ".npz":
@@ -302,21 +346,32 @@ def read(path: Path) -> dict[str, np.ndarray]:
             import torch
 
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-            tensors = loaded.get("state_dict", loaded)
-            return {name: tensor.numpy() for name, tensor in tensors.items()}
+            return tensors_of(loaded, torch.Tensor)
     raise ValueError(f"cannot read {path}: expected .ckpt, .pth, .pt, .safetensors or .npz")
+
+
+def tensors_of(loaded: Any, kind: type) -> dict[str, np.ndarray]:
+    """The arrays of a state dict, or of a checkpoint that holds one."""
+    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, kind) for t in tensors.values()):
+        raise ValueError("holds no state dict: expected names and tensors")
+    return {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays to an `.npz` or `.safetensors` file, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
 
-        save_file(dict(arrays), partial)
-    else:
-        np.savez(partial, **arrays)
-    os.replace(partial, path)
+            # It writes memory as it lies, whatever the strides.
+            save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, partial)
+        else:
+            np.savez(partial, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -25,22 +25,38 @@ hypothesis.settings.load_profile("default")
 
 @pytest.fixture
 def x64():
-    """Float64 in this test: `def test_x(x64)` or `pytestmark = pytest.mark.usefixtures("x64")`."""
+    """Float64 in this test: `def test_x(x64)` or `pytestmark = pytest.mark.usefixtures("x64")`.
+
+    Float64 is there to check formulas, so it compiles without optimizations: that is faster, and
+    jaxlib 0.10.2 miscompiles `jnp.concatenate([a + b, -(c + d)], -1)` of five float64 columns on
+    some CPUs.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python():
     """Runs a piece of Python in a fresh process on `devices` virtual CPU devices.
 
     It fails the test with the process's output if the process fails, and returns its stdout.
     """
 
-    def run(code: str, *, devices: int = 1, x64: bool = False, timeout: float = 300) -> str:
+    def run(
+        code: str,
+        *,
+        devices: int = 1,
+        x64: bool = False,
+        optimize: bool = True,
+        timeout: float = 300,
+    ) -> str:
         settings = {
             "JAX_PLATFORMS": "cpu",
             "JAX_ENABLE_X64": str(x64),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not optimize),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
         }

@@ -1,10 +1,13 @@
 """The library floors stand without what only training needs, and imports only point down."""
 
 import ast
+import importlib
+import inspect
 import sys
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
 PACKAGE = Path(__file__).parent.parent / "terminator_jax"
 
@@ -100,6 +103,24 @@ def test_library_floors_without_what_training_needs(run_python):
             importlib.import_module(f"terminator_jax.{{floor}}")
         """
     )
+
+
+@pytest.mark.parametrize("floor", ["ops", "layers", "models", "optim"])
+def test_exports(floor):
+    """All there, and named in the module's table of contents if it has one."""
+    module = importlib.import_module(f"terminator_jax.{floor}")
+    assert all(hasattr(module, name) for name in module.__all__)
+    if "| what |" in module.__doc__:
+        assert [name for name in module.__all__ if f"`{name}`" not in module.__doc__] == []
+
+
+def test_every_layer_is_exported():
+    layers = importlib.import_module("terminator_jax.layers")
+    for path in files("layers"):
+        module = importlib.import_module(name_of(path).removesuffix(".__init__"))
+        for name, found in vars(module).items():
+            if inspect.isclass(found) and issubclass(found, nnx.Module) and name != "Module":
+                assert getattr(layers, name) is found
 
 
 def test_the_package_itself_is_light(run_python):

@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from golden_data import load
+from nets import filled
 
-from terminator_jax.losses import label_smoothing, safe_norm, slow_neural
+from terminator_jax.convert import terminator_to_release
+from terminator_jax.losses import l2, label_smoothing, safe_norm, slow_neural
+from terminator_jax.models import Terminator, TerminatorConfig
 
 FACTORS = (4, 2, 2)
 
@@ -87,7 +91,9 @@ def golden_kernels(golden, group="kernel"):
 
 def test_slow_neural_follows_the_original(x64):
     golden = load("slow_neural_loss")
-    loss, grads = jax.value_and_grad(slow_neural)(golden_kernels(golden), golden.factors)
+    factors = tuple(int(f) for f in golden.factors)
+    run = jax.jit(jax.value_and_grad(slow_neural), static_argnums=1)
+    loss, grads = run(golden_kernels(golden), factors)
     np.testing.assert_allclose(loss, golden.loss, rtol=1e-12)
     for found, wanted in zip(grads, golden_kernels(golden, "grad"), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-14)
@@ -102,8 +108,8 @@ def test_slow_neural_channel_sum_follows_the_original(x64):
 @pytest.mark.parametrize("size", [(7,), (4, 5), (2, 3, 4)])
 def test_slow_neural_follows_the_tiles(x64, size):
     kernels = random_kernels(size)
-    loss, grads = jax.value_and_grad(slow_neural)(kernels, FACTORS)
-    wanted, wanted_grads = jax.value_and_grad(tiled)(kernels)
+    loss, grads = jax.jit(jax.value_and_grad(slow_neural), static_argnums=1)(kernels, FACTORS)
+    wanted, wanted_grads = jax.jit(jax.value_and_grad(tiled))(kernels)
     np.testing.assert_allclose(loss, wanted, rtol=1e-13)
     for found, expected in zip(grads, wanted_grads, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
@@ -162,3 +168,53 @@ def test_safe_norm_of_bfloat16_is_float32():
     norm = safe_norm(jnp.full(1000, 0.1, jnp.bfloat16))
     assert norm.dtype == jnp.float32
     np.testing.assert_allclose(norm, np.sqrt(1000) * float(jnp.bfloat16(0.1)), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Two blocks of a Terminator, with parameters drawn at random."""
+    config = TerminatorConfig.digits(
+        size=(4, 4), factors=(12, 1), skips=((), ()), dropout=(0.0, 0.0), global_layers=(2, 1)
+    )
+    return filled(lambda: Terminator(config, rngs=nnx.Rngs(0)))
+
+
+def literal_l2(network):
+    """The specification's sum, over the release's names; 1-D networks are `gc`."""
+    whole = r"(channel_mixer_mlp|bottleneck_layer|local_interact_conv_\d\.channel_mixer)\.|bias\d$"
+    slow = r"(slow_net_(g|gs_hi|l\d)\.Kernel|Fast_Kernel_rgu(_2)?)\.(.*\.)?\w+\.weight$"
+    total = 0.0
+    for name, array in terminator_to_release(network).items():
+        factor = 1.0 if re.search(whole, name) else 1e-6 if re.search(slow, name) else 0.0
+        total += factor * np.linalg.norm(np.float64(array))
+    return 5e-5 * total
+
+
+def test_l2_follows_the_specification(network):
+    params = nnx.state(network, nnx.Param)
+    expected = literal_l2(network)
+    np.testing.assert_allclose(l2(params), expected, rtol=1e-5)
+    np.testing.assert_allclose(l2(nnx.to_pure_dict(params)), expected, rtol=1e-5)
+    np.testing.assert_allclose(l2(params, scale=1e-4), 2 * expected, rtol=1e-5)
+
+
+def test_l2_counts_slow_networks_a_millionth(network):
+    """Which is lost in a float32 sum, so once without the others and once without them."""
+    params = nnx.state(network, nnx.Param)
+    fast, both = l2(params, slow_scale=0.0), l2(params, slow_scale=1.0)
+    assert both > 2 * fast > 0
+    expected = (literal_l2(network) - fast) / 1e-6
+    np.testing.assert_allclose(both - fast, expected, rtol=0.05)
+
+
+def test_l2_has_a_finite_gradient_where_parameters_are_zero():
+    zeros = {"bias": jnp.zeros(3), "kernel": jnp.zeros((3, 3))}
+    params = {"a": {"mixer": zeros, "rgu1": {"k": zeros}, "local": {"scalar": jnp.zeros(4)}}}
+    value, grads = jax.value_and_grad(l2)(params)
+    assert value == 0
+    assert all((grad == 0).all() for grad in jax.tree.leaves(grads))
+
+
+def test_l2_of_something_else():
+    with pytest.raises(ValueError, match="none of the parameters belongs to an SFNE block"):
+        l2({"layer": {"kernel": jnp.ones(3)}})

@@ -1,7 +1,7 @@
 """The digits of scikit-learn as a TFDS data set, prepared without network and without TensorFlow.
 
-    builder = prepared()
-    builder.info.splits["test"].num_examples  # 360
+builder = prepared()
+builder.info.splits["test"].num_examples  # 360
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Batches of pictures for training and for evaluation, as grain pipelines.
 
-A batch is a dict of `image` (uint8, `(batch, height, width, channels)`), `label` (int32, `(batch,)`)
-and `mask` (bool, `(batch,)`), which is False for the padding of the last evaluation batch.
+A batch is a dict of `image` (uint8, `(batch, height, width, channels)`), `label` (int32,
+`(batch,)`) and `mask` (bool, `(batch,)`), False for the padding of the last evaluation batch.
 
 Everything is a function of (seed, number of the batch): the order of the pictures, new in every
 epoch, and what the augmentation draws. The processes of a run therefore see the parts of the same
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from terminator_jax.data.augment import Batch, Process
+from terminator_jax.data.augment import ALONE, Batch, Process
 from terminator_jax.data.sources import Pictures, Split
 
 PREFETCH = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -26,7 +26,7 @@ def train_batches(
     *,
     seed: int,
     augmentations: Sequence[grain.transforms.RandomMap] = (),
-    process: Process = Process(),
+    process: Process = ALONE,
 ) -> grain.DatasetIterator:
     """Shuffled batches without end; the pictures left over at an epoch's end are dropped.
 
@@ -55,7 +55,7 @@ def train_batches(
 
 
 def eval_batches(
-    pictures: Pictures | Split, batch_size: int, *, process: Process = Process()
+    pictures: Pictures | Split, batch_size: int, *, process: Process = ALONE
 ) -> Iterator[Batch]:
     """Every picture once and in order, in batches of one size.
 

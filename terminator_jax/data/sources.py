@@ -1,13 +1,15 @@
 """Where pictures come from: one split of a TFDS image data set, opened for random access.
 
-    split = open_split("mnist", "train[:5000]")
-    split.read(np.arange(3))["image"].shape  # (3, 28, 28, 1), read from disk
-    pictures = split.load()  # the same pictures in memory, with the same `read`
+split = open_split("mnist", "train[:5000]")
+split.read(np.arange(3))["image"].shape  # (3, 28, 28, 1), read from disk
+pictures = split.load()  # the same pictures in memory, with the same `read`
 """
 
+import contextlib
 import dataclasses
-import importlib.util
-from collections.abc import Callable, Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ Batch = dict[str, np.ndarray]
 BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.prepared}
 
 CHUNK = 4096
+
+# Where many of TFDS's downloads are; asked only whether it answers.
+REACHABLE = "https://storage.googleapis.com"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +151,8 @@ def _builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
         return tfds.builder(dataset, data_dir=data_dir or None, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError as error:
         raise InputError(
-            f"there is no data set {dataset!r}: take a bundled one ({', '.join(BUNDLED)}) or a name "
-            "of https://www.tensorflow.org/datasets/catalog/overview"
+            f"there is no data set {dataset!r}: take a bundled one ({', '.join(BUNDLED)}) or a "
+            "name of https://www.tensorflow.org/datasets/catalog/overview"
         ) from error
     except (ValueError, AssertionError) as error:  # a version or a configuration it does not have
         raise InputError(f"data set {dataset!r}: {_one_line(error)}") from error
@@ -178,7 +183,7 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int) -> Split:
         )
     try:
         count = builder.info.splits[split].num_examples
-        source = builder.as_data_source(split=split)
+        source = builder.as_data_source(split=split) if count else None
     except (ValueError, KeyError) as error:
         raise InputError(
             f"{builder.name} has no split {split!r}: it has {', '.join(builder.info.splits)}, or "
@@ -214,4 +219,20 @@ def _one_line(error: BaseException) -> str:
 
 
 def _download(builder: tfds.core.DatasetBuilder) -> None:
-    raise NotImplementedError
+    """Lets TFDS download and prepare the data set; raises InputError if that cannot be."""
+    try:
+        _check_network()
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise InputError(
+            f"TFDS needs TensorFlow to prepare {builder.name}, though not to read it: install "
+            "tensorflow for this once (what was downloaded is kept), or copy a prepared data set"
+        ) from error
+    except Exception as error:  # TFDS passes on whatever its downloads and data sets raise
+        raise InputError(f"{builder.name} cannot be downloaded: {_one_line(error)}") from error
+
+
+def _check_network() -> None:
+    """Raises OSError at once if there is no network, which TFDS says after 205 seconds."""
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer, whatever it says
+        urllib.request.urlopen(REACHABLE, timeout=5).close()

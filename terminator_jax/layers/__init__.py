@@ -4,7 +4,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 
 | | what |
 |---|---|
-| `MAGNet` | a kernel from the coordinates of its positions |
+| `MAGNet`, `OMEGA0` | a kernel from the coordinates of its positions; their frequency scale |
 | `GlobalSlowNet`, `ChannelSlowNet`, `SpatialSlowNet` | kernels as large as the map |
 | `LocalSlowNet`, `LocalSlowNets` | small kernels that depend on the batch |
 | `GlobalHyperZZW`, `LocalHyperZZW` | a map times the kernel that another map makes |

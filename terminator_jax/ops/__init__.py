@@ -8,10 +8,12 @@
 | `convolution` | `depthwise_correlate`: every channel with its own kernel of any size |
 | `pooling` | `adaptive_average`: adaptive average pooling |
 | `channel_major` | the layout inside a block, and a pointwise layer in it |
+| `activation` | `gelu`, exact and cheap |
 | `standardize` | `batch_standardize`, `instance_standardize`, `group_standardize` |
 """
 
 from terminator_jax.ops import (
+    activation,
     channel_major,
     convolution,
     coordinates,
@@ -20,6 +22,7 @@ from terminator_jax.ops import (
     pooling,
     standardize,
 )
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.convolution import depthwise_correlate
 from terminator_jax.ops.coordinates import grid
 from terminator_jax.ops.pooling import adaptive_average
@@ -30,12 +33,14 @@ from terminator_jax.ops.standardize import (
 )
 
 __all__ = [
+    "activation",
     "adaptive_average",
     "batch_standardize",
     "channel_major",
     "convolution",
     "coordinates",
     "depthwise_correlate",
+    "gelu",
     "grid",
     "group_standardize",
     "hyperzzw",

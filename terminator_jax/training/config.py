@@ -194,7 +194,9 @@ def _find(config: ConfigDict, path: str) -> Any:
         return known.get(path)
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
     siblings = [name for name in known if name.rpartition(".")[0] == path.rpartition(".")[0]]
-    hint = f"did you mean config.{near[0]}?" if near else f"there are {', '.join(siblings or known)}"
+    hint = (
+        f"did you mean config.{near[0]}?" if near else f"there are {', '.join(siblings or known)}"
+    )
     raise InputError(f"there is no config.{path}: {hint}")
 
 

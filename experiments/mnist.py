@@ -1,0 +1,25 @@
+"""A small Terminator on MNIST, its pictures shifted by up to two pixels.
+
+    python -m terminator_jax.train --config=experiments/mnist.py --workdir=runs/mnist
+
+Reaches: not yet measured. Takes: not yet measured.
+"""
+
+from terminator_jax.training.config import default_config
+
+
+def get_config():
+    """What differs from `default_config()`."""
+    config = default_config()
+    config.epochs = 20
+    config.batch_size = 64
+    config.eval_batch_size = 80
+    config.model.variant = "mnist"
+    config.data.name = "mnist"
+    config.data.mean = (0.1307,)
+    config.data.std = (0.3081,)
+    config.data.padding = 2
+    config.data.padding_mode = "zeros"
+    config.optimizer.learning_rate = 0.001
+    config.optimizer.warmup_epochs = 2.0
+    return config

@@ -1,0 +1,40 @@
+"""Evaluates a checkpoint: flags, one call, exit code. See `--help`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from terminator_jax.data.errors import InputError
+from terminator_jax.training import cli
+
+DESCRIPTION = """\
+Evaluates a checkpoint of a run, the best one unless told otherwise.
+
+    python -m terminator_jax.evaluate --workdir=runs/digits
+    python -m terminator_jax.evaluate --workdir=runs/digits --step=440
+    python -m terminator_jax.evaluate --workdir=runs/digits --config.data.eval_split=train
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the flags, evaluates and prints the result; returns the exit code."""
+    parser = cli.Parser(DESCRIPTION)
+    parser.add_argument("--workdir", required=True, type=Path, help="the directory of the run")
+    parser.add_argument("--step", default="best", help="a checkpoint's step, or best")
+    flags, overrides = parser.parse_known_args(arguments)
+    if flags.step != "best" and not flags.step.isdigit():
+        raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
+
+    # Imports JAX, which --help need not wait for.
+    from terminator_jax.training import evaluation
+
+    wanted = None if flags.step == "best" else int(flags.step)
+    step, scores = evaluation.evaluate_checkpoint(flags.workdir, wanted, overrides)
+    print(
+        f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
+        f"{scores['count']:.0f} pictures"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+"""Trains a model: flags, one call, exit code. See `--help`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from terminator_jax.training import cli
+
+DESCRIPTION = """\
+Trains a model, or goes on with a run that was stopped.
+
+    python -m terminator_jax.train --config=experiments/digits.py --workdir=runs/digits
+
+Every field of the configuration can be changed: --config.optimizer.learning_rate=0.002
+Call the same command again to go on after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
+
+For several processes, start one on each host with the same flags and its own --process_id.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the flags, trains and says where everything is; returns the exit code."""
+    parser = cli.Parser(DESCRIPTION)
+    parser.add_argument("--config", required=True, metavar="FILE", help="an experiment's file")
+    parser.add_argument("--workdir", required=True, type=Path, help="checkpoints and logs go there")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    parser.add_argument("--num_processes", type=int, default=1, help="processes of the run")
+    parser.add_argument("--process_id", type=int, default=0, help="this one of them, from 0")
+    flags, overrides = parser.parse_known_args(arguments)
+
+    # What follows imports JAX, which --help and a wrong flag need not wait for.
+    from terminator_jax.training import config
+
+    configuration = config.read(flags.config, overrides)
+    from terminator_jax.training import loop, parallel
+
+    if flags.num_processes > 1 or flags.coordinator:
+        parallel.connect(flags.coordinator, flags.num_processes, flags.process_id)
+    outcome = loop.train(configuration, flags.workdir)
+    if flags.process_id == 0:
+        _report(outcome, flags.workdir)
+    return 0 if outcome.step == outcome.total else cli.INTERRUPTED
+
+
+def _report(outcome, workdir: Path) -> None:
+    if outcome.step < outcome.total:
+        print(f"stopped and saved at step {outcome.step} of {outcome.total}; to go on:")
+        print(f"    {cli.same_command('terminator_jax.train')}")
+        return
+    state = "was done already" if outcome.was_done else "done"
+    print(
+        f"{state}: {outcome.total} steps; best eval accuracy {outcome.best['accuracy']:.4f} "
+        f"at step {outcome.best_step}"
+    )
+    print(f"checkpoints: {workdir / 'checkpoints'}   logs: {workdir / 'log.jsonl'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

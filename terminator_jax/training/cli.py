@@ -1,0 +1,56 @@
+"""What the commands share: flags, one-line errors and exit codes."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import logging
+
+from terminator_jax.data.errors import InputError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's flags; `--config.a.b=c` is left to the configuration."""
+
+    def __init__(self, description: str, epilog: str = ""):
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Turns argparse's own errors into ours."""
+        raise InputError(f"{message}: --help lists the flags")
+
+
+def run(command: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command with the process's arguments and ends the process with its exit code.
+
+    An `InputError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """
+    logging.set_verbosity(logging.ERROR)  # TFDS and orbax tell much
+    try:
+        code = command(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def same_command(module: str) -> str:
+    """The command line that this process was started with.
+
+    Args:
+        module: what comes after `python -m`.
+    """
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])

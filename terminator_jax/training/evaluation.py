@@ -1,0 +1,77 @@
+"""The evaluation of a state, and of a checkpoint."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from terminator_jax.data import pipeline, sources
+from terminator_jax.data.errors import InputError
+from terminator_jax.training import config as configs
+from terminator_jax.training.checkpoint import Checkpoints, read_config
+from terminator_jax.training.metrics import Scalars, totals
+from terminator_jax.training.parallel import own_process
+from terminator_jax.training.setup import Run, make_run
+from terminator_jax.training.state import TrainState
+from terminator_jax.training.step import make_eval_step
+
+# What a checkpoint cannot be evaluated with unless it was trained with it.
+FIXED = ("model.", "optimizer.")
+
+
+def make_evaluate(
+    run: Run, pictures: sources.Split | sources.Pictures
+) -> Callable[[TrainState], Scalars]:
+    """A function of the state to `loss` (cross-entropy), `accuracy` and `count`.
+
+    Every picture counts once. Batches are in order and of one size, because a prediction depends on
+    its batch: another `config.eval_batch_size` gives slightly different numbers.
+    """
+    eval_step = run.mode.compile(make_eval_step(run.task, run.graph))
+
+    def evaluate(state: TrainState) -> Scalars:
+        batches = pipeline.eval_batches(pictures, run.config.eval_batch_size, process=own_process())
+        return totals(eval_step(state, run.mode.place(batch)) for batch in batches)
+
+    return evaluate
+
+
+def evaluate_checkpoint(
+    workdir: Path, step: int | None = None, overrides: Sequence[str] = ()
+) -> tuple[int, Scalars]:
+    """Evaluates a checkpoint with the configuration that is kept beside it.
+
+    Args:
+        workdir: the directory of the run.
+        step: which checkpoint; None for the best.
+        overrides: flags such as `--config.data.eval_split=train`.
+
+    Returns:
+        The step and what `make_evaluate` gives.
+
+    Raises:
+        InputError: if there is no such run or checkpoint, or a flag is wrong.
+    """
+    kept = read_config(workdir)
+    config = configs.override(kept.copy_and_resolve_references(), overrides)
+    for difference in configs.differences(kept, config):
+        if difference.startswith(FIXED):
+            raise InputError(f"the checkpoints were made with another config.{difference}")
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} holds no checkpoints yet")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    chosen = _choose(checkpoints, workdir, step)
+    run = make_run(config)
+    state, _ = checkpoints.restore(chosen, run.like, run.mode.replicated)
+    return chosen, make_evaluate(run, run.read(run.eval))(state)
+
+
+def _choose(checkpoints: Checkpoints, workdir: Path, step: int | None) -> int:
+    steps = checkpoints.steps
+    if not steps:
+        raise InputError(f"{workdir} holds no checkpoints yet")
+    if step is None:
+        return steps[-1] if checkpoints.best is None else checkpoints.best
+    if step not in steps:
+        raise InputError(
+            f"{workdir} holds no checkpoint of step {step}: there are {', '.join(map(str, steps))}"
+        )
+    return step

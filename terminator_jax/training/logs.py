@@ -1,0 +1,122 @@
+"""What a run tells: JSON lines, TensorBoard events, and a bar or lines on the terminal.
+
+workdir/log.jsonl          one object a line: kind ("train" or "eval"), step, epoch, numbers
+workdir/events.out.…       the same numbers for TensorBoard
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+from terminator_jax.training.metrics import Scalars
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}  {remaining} left"
+
+
+class Logs:
+    """Where the numbers of a run go; a context manager.
+
+    Args:
+        workdir: the directory of the run, which exists.
+        step: the step that the run goes on from; what was logged after it is dropped.
+        total: the last step of the run.
+        steps_per_epoch: steps in an epoch.
+        enabled: whether this process writes; only one of several does.
+    """
+
+    def __init__(
+        self, workdir: Path, *, step: int, total: int, steps_per_epoch: int, enabled: bool = True
+    ):
+        self._enabled, self._steps_per_epoch, self._total = enabled, steps_per_epoch, total
+        self._bar = None
+        if not enabled:
+            return
+        self._file = _open_after(workdir / "log.jsonl", step)
+        self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+        if sys.stdout.isatty():
+            self._bar = tqdm.tqdm(
+                total=total, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True,
+                smoothing=0.1, desc="compiling", bar_format=BAR,
+            )  # fmt: skip
+
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if not self._enabled:
+            return
+        if self._bar:
+            self._bar.close()
+        self._file.close()
+        self._events.close()
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._enabled:
+            (self._bar.write if self._bar else print)(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def step(self) -> None:
+        """Moves the bar on."""
+        if self._bar:
+            self._bar.update()
+
+    def compiled(self) -> None:
+        """Leaves the time until now out of what the bar expects of the rest."""
+        if self._bar:
+            self._bar.unpause()
+
+    def train(self, step: int, means: Scalars) -> None:
+        """Writes what the training steps since the last call gave."""
+        self._write("train", step, means)
+        if self._bar:
+            shown = "loss {loss:.4f}  accuracy {accuracy:.4f}  {images_per_second:.0f} images/s"
+            self._bar.set_description_str(f"epoch {self._epoch(step)}", refresh=False)
+            self._bar.set_postfix_str(shown.format(**means))
+
+    def evaluation(self, step: int, scores: Scalars, means: Scalars) -> None:
+        """Writes what an evaluation gave, and prints the epoch's line."""
+        self._write("eval", step, scores)
+        epochs = self._total // self._steps_per_epoch
+        self.say(
+            f"epoch {self._epoch(step)}/{epochs}  train loss {means['loss']:.4f}  "
+            f"eval loss {scores['loss']:.4f}  eval accuracy {scores['accuracy']:.4f}  "
+            f"{means['images_per_second']:.0f} images/s"
+        )
+
+    def _epoch(self, step: int) -> int:
+        """The epoch, from 1, that this step (from 1) belongs to."""
+        return (step - 1) // self._steps_per_epoch + 1
+
+    def _write(self, kind: str, step: int, numbers: Scalars) -> None:
+        if not self._enabled:
+            return
+        line = {"kind": kind, "step": step, "epoch": self._epoch(step), **numbers}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _open_after(path: Path, step: int) -> Any:
+    """The log opened for more lines, without those that a run cut off wrote after `step`."""
+    kept = []
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    new = path.with_suffix(".new")
+    new.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(new, path)
+    return path.open("a")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinity for one that was not written to its end."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")

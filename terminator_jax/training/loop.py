@@ -1,0 +1,190 @@
+"""A run from its configuration to its last checkpoint.
+
+    outcome = train(config.read("experiments/digits.py"), Path("runs/digits"))
+
+`train` checks everything before it writes anything; `_steps` is the loop.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import jax
+
+from terminator_jax.data import augment, pipeline
+from terminator_jax.data.errors import InputError
+from terminator_jax.training.checkpoint import (
+    Checkpoints,
+    check_workdir,
+    latest_step,
+    write_config,
+)
+from terminator_jax.training.config import ConfigDict
+from terminator_jax.training.evaluation import make_evaluate
+from terminator_jax.training.interrupt import Interrupt
+from terminator_jax.training.logs import Logs
+from terminator_jax.training.metrics import Meter, Scalars
+from terminator_jax.training.parallel import anywhere, own_process
+from terminator_jax.training.setup import Run, make_run
+from terminator_jax.training.state import TrainState
+from terminator_jax.training.step import make_train_step
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        total: steps that the configuration asks for.
+        was_done: whether there was nothing left to do.
+        best_step: the step of the best checkpoint, if any epoch was finished.
+        best: what the evaluation gave at that step.
+    """
+
+    step: int
+    total: int
+    was_done: bool
+    best_step: int | None
+    best: Scalars
+
+
+def train(config: ConfigDict, workdir: Path) -> Outcome:
+    """Trains from the last checkpoint, if any, until the epochs are over or Ctrl-C is pressed.
+
+    Args:
+        config: as `config.read` gives it.
+        workdir: the directory of the run; created if there is none.
+
+    Raises:
+        InputError: if something does not fit, and then nothing has been written; or if the loss is
+            no longer finite.
+    """
+    check_workdir(workdir, config)
+    run = make_run(config)
+    was_done = latest_step(workdir) == run.total
+    pictures = None if was_done else (run.read(run.train), run.read(run.eval))
+    write_config(workdir, config)
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = run.total if was_done else _train(run, workdir, checkpoints, *pictures)
+        best = checkpoints.best
+        return Outcome(
+            step, run.total, was_done, best, {} if best is None else checkpoints.metrics(best)
+        )
+    finally:
+        checkpoints.close()
+
+
+def train_batches(run: Run, pictures: pipeline.Pictures | pipeline.Split) -> grain.DatasetIterator:
+    """The training batches of this process, augmented as the configuration says."""
+    data, process = run.config.data, own_process()
+    augmentations = [augment.RandomCrop(data.padding, data.padding_mode, process)] * bool(
+        data.padding
+    ) + [augment.RandomFlip(process)] * data.flip
+    return pipeline.train_batches(
+        pictures,
+        run.config.batch_size,
+        seed=run.config.seed,
+        augmentations=augmentations,
+        process=process,
+    )
+
+
+def _train(
+    run: Run,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    train_pictures: pipeline.Pictures | pipeline.Split,
+    eval_pictures: pipeline.Pictures | pipeline.Split,
+) -> int:
+    """Trains from the last checkpoint or from the start; returns the step at which it stopped."""
+    batches, start = train_batches(run, train_pictures), checkpoints.latest
+    if start is None:
+        state, start = run.new_state(), 0
+    else:
+        state, position = checkpoints.restore(start, run.like, run.mode.replicated)
+        batches.set_state(position)
+    first = jax.process_index() == 0
+    logs = Logs(
+        workdir, step=start, total=run.total, steps_per_epoch=run.steps_per_epoch, enabled=first
+    )
+    with logs, Interrupt() as interrupt:
+        logs.say(_opening(run, start))
+        evaluate = make_evaluate(run, eval_pictures)
+        return _steps(run, state, start, batches, evaluate, checkpoints, logs, interrupt)
+
+
+def _opening(run: Run, start: int) -> str:
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    return (
+        f"{run.train.name}: {len(run.train):,} pictures, {run.config.epochs} epochs of "
+        f"{run.steps_per_epoch} steps; {run.config.model.name} {run.config.model.variant}: "
+        f"{run.num_parameters:,} parameters; {count} × {kind}, {run.config.parallel}; "
+        + (f"going on from step {start}" if start else "compiling takes a while")
+    )
+
+
+def _steps(
+    run: Run,
+    state: TrainState,
+    step: int,
+    batches: grain.DatasetIterator,
+    evaluate: Callable[[TrainState], Scalars],
+    checkpoints: Checkpoints,
+    logs: Logs,
+    interrupt: Interrupt,
+) -> int:
+    """The loop. Nothing in it waits for the devices but what the log and checkpoints need."""
+    config, alone, start = run.config, jax.process_count() == 1, step
+    train_step = run.mode.compile(
+        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=True
+    )
+    meter = Meter(config.batch_size)
+    while step < run.total:
+        state, metrics = train_step(state, run.mode.place(next(batches)))
+        step += 1
+        meter.add(metrics)
+        if step == start + 1:
+            jax.block_until_ready(metrics)
+            meter.restart()
+            logs.compiled()
+        logs.step()
+
+        ends_epoch = step % run.steps_per_epoch == 0
+        logs_now = step % config.log_every_steps == 0 or ends_epoch
+        stops = (alone or logs_now) and anywhere(interrupt.asked)
+        saves = ends_epoch or stops or _divides(config.checkpoint_every_steps, step)
+        scores = None
+        if logs_now or saves:
+            means = meter.read()
+            _check_finite(means, step, checkpoints)
+            logs.train(step, means)
+        if ends_epoch:
+            scores = evaluate(state)
+            logs.evaluation(step, scores, meter.read_epoch())
+        if saves:
+            checkpoints.save(step, run.mode.whole(state), batches.get_state(), scores)
+            meter.restart()
+        if stops:
+            break
+    return step
+
+
+def _divides(every: int, step: int) -> bool:
+    """Whether `step` is one of every so many; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+def _check_finite(means: Scalars, step: int, checkpoints: Checkpoints) -> None:
+    if not math.isfinite(means["loss"]):
+        last = (
+            "there is no checkpoint yet"
+            if checkpoints.latest is None
+            else (f"the last checkpoint is of step {checkpoints.latest}")
+        )
+        raise InputError(
+            f"the loss is {means['loss']} at step {step}: lower config.optimizer.learning_rate; "
+            f"{last}"
+        )

@@ -1,0 +1,43 @@
+"""The optimizer of a run, with its learning rate."""
+
+import optax
+from ml_collections import ConfigDict
+
+from terminator_jax.optim import kar2, kar3
+
+# Learning rate and config.optimizer to the transformation.
+OPTIMIZERS = {
+    "kar3": lambda rate, config: kar3(rate, config.beta1, config.beta2),
+    "kar2": lambda rate, config: kar2(rate, config.beta2),
+    "sgd": lambda rate, config: optax.sgd(rate, config.momentum),
+    "adamw": lambda rate, config: optax.adamw(rate, weight_decay=config.weight_decay),
+}
+
+
+def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """From 0 linearly up to the learning rate, then along half a cosine down to 0 at the end.
+
+    Example:
+        >>> from terminator_jax.training.config import default_config, override
+        >>> rate = make_schedule(override(default_config(), ["--config.epochs=4"]), 10)
+        >>> [f"{rate(step):.5f}" for step in (0, 10, 20, 30, 40)]
+        ['0.00000', '0.00050', '0.00100', '0.00050', '0.00000']
+    """
+    peak, total = config.optimizer.learning_rate, config.epochs * steps_per_epoch
+    warmup = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    cosine = optax.cosine_decay_schedule(peak, total - warmup)
+    if warmup == 0:
+        return cosine
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), cosine], [warmup])
+
+
+def make_optimizer(
+    config: ConfigDict, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer that the configuration names, and its learning rate at each step.
+
+    It sees all parameters as one vector: hundreds of small tensors would take several kernels each,
+    which are slow to compile.
+    """
+    schedule = make_schedule(config, steps_per_epoch)
+    return optax.flatten(OPTIMIZERS[config.optimizer.name](schedule, config.optimizer)), schedule

@@ -1,0 +1,104 @@
+"""Everything that a run needs, put together and checked before anything is written."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from terminator_jax.data import sources
+from terminator_jax.data.cache import user_cache
+from terminator_jax.data.errors import InputError
+from terminator_jax.training.optimizer import make_optimizer
+from terminator_jax.training.parallel import Parallel, make_parallel
+from terminator_jax.training.state import TrainState, new_state, split
+from terminator_jax.training.task import Task, check_data, make_task
+
+
+class Run(NamedTuple):
+    """What a run needs.
+
+    Attributes:
+        config: the configuration.
+        mode: the devices.
+        task: the model and its loss.
+        train: the pictures to train on.
+        eval: the pictures to evaluate on.
+        graph: the structure of the model.
+        solver: the optimizer.
+        schedule: its learning rate as a function of the step.
+        like: shapes and dtypes of the state.
+    """
+
+    config: ConfigDict
+    mode: Parallel
+    task: Task
+    train: sources.Split
+    eval: sources.Split
+    graph: nnx.GraphDef
+    solver: optax.GradientTransformation
+    schedule: optax.Schedule
+    like: TrainState
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training split."""
+        return len(self.train) // self.config.batch_size
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained."""
+        return sum(x.size for x in jax.tree.leaves(self.like.params))
+
+    def new_state(self) -> TrainState:
+        """The state before the first step, on every device."""
+        _, params, other = split(self.task.make_model())
+        state = new_state(params, other, self.solver, self.config.seed)
+        return self.mode.replicate(state)
+
+    def read(self, split: sources.Split) -> sources.Split | sources.Pictures:
+        """The pictures of a split: in memory where the configuration wants that."""
+        return split.load() if self.config.data.in_memory else split
+
+
+def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
+    """Opens the data set and checks that data, model and devices fit each other.
+
+    Args:
+        config: as `config.read` gives it.
+        devices: by default all there are.
+
+    Raises:
+        InputError: if they do not.
+    """
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
+    mode = make_parallel(config, devices)
+    task = make_task(config, mode.axis_name)
+    train, test = (
+        _open(config, name) for name in (config.data.train_split, config.data.eval_split)
+    )
+    check_data(task, train.shape, train.num_classes, train.name)
+    if len(train) < config.batch_size:
+        raise InputError(
+            f"{train.name} has {len(train)} pictures, and config.batch_size, {config.batch_size}, "
+            "must not be larger"
+        )
+    solver, schedule = make_optimizer(config, len(train) // config.batch_size)
+    graph, params, other = split(nnx.eval_shape(task.make_model))
+    like = jax.eval_shape(lambda p, o: new_state(p, o, solver, config.seed), params, other)
+    return Run(config, mode, task, train, test, graph, solver, schedule, like)
+
+
+def _open(config: ConfigDict, name: str) -> sources.Split:
+    data = config.data
+    return sources.open_split(
+        data.name, name, data_dir=data.data_dir, download=data.download, resize=data.resize
+    )

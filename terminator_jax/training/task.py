@@ -1,0 +1,188 @@
+"""What is trained: a model, its loss and what is counted, each found in a table by name.
+
+A new kind of model is one more line in `FAMILIES`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from terminator_jax import losses
+from terminator_jax.data.errors import InputError
+from terminator_jax.layers.local import LocalBranch
+from terminator_jax.models import Terminator, TerminatorConfig
+
+Metrics = dict[str, jax.Array]
+
+
+class Family(NamedTuple):
+    """A kind of model.
+
+    Attributes:
+        module: makes the model from its configuration and `dtype`, `param_dtype`, `axis_name` and
+            `rngs`.
+        variants: makers of its configuration by name; keywords replace fields. A configuration has
+            the fields `size`, `channels` and `num_classes`.
+        loss: `(model, pictures, labels, rngs, config.loss)` to logits and the terms of the loss,
+            which are added up.
+        convert: of an option as a tuple of plain values to what the configuration takes.
+    """
+
+    module: Callable[..., nnx.Module]
+    variants: Mapping[str, Callable[..., Any]]
+    loss: Callable[..., tuple[jax.Array, Metrics]]
+    convert: Mapping[str, Callable[[Any], Any]]
+
+
+def terminator_loss(
+    model: Terminator, pictures: jax.Array, labels: jax.Array, rngs: nnx.Rngs, config: ConfigDict
+) -> tuple[jax.Array, Metrics]:
+    """Label smoothing, slow neural loss and L2 norms."""
+    logits, inter = model(pictures, rngs=rngs, intermediates=True)
+    slow = losses.slow_neural(inter.hyper_kernels, model.config.factors, config.channel_sum)
+    terms = {
+        "label_smoothing": losses.label_smoothing(logits, labels, config.label_smoothing),
+        "slow_neural": config.slow_neural * slow,
+        "l2": losses.l2(nnx.state(model, nnx.Param), scale=config.l2),
+    }
+    return logits, terms
+
+
+FAMILIES = {
+    "terminator": Family(
+        module=Terminator,
+        variants={
+            "cifar": TerminatorConfig.cifar,
+            "mnist": TerminatorConfig.mnist,
+            "digits": TerminatorConfig.digits,
+        },
+        loss=terminator_loss,
+        convert={"branches": lambda rows: tuple(LocalBranch(*row) for row in rows)},
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model to be made and what it is trained for; see `make_task`.
+
+    Attributes:
+        family: the kind of model.
+        model_config: the shape of the model.
+        config: the configuration of the run.
+        axis_name: the mapped axis over which the batch is split, if any.
+    """
+
+    family: Family
+    model_config: Any
+    config: ConfigDict
+    axis_name: str | None = None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the computation."""
+        return jnp.dtype(self.config.dtype)
+
+    def make_model(self) -> nnx.Module:
+        """A new model; the seed decides its initial values.
+
+        Raises:
+            InputError: if the model's options do not fit each other.
+        """
+        try:
+            return self.family.module(
+                self.model_config,
+                dtype=self.dtype,
+                param_dtype=jnp.promote_types(self.dtype, jnp.float32),
+                axis_name=self.axis_name,
+                rngs=nnx.Rngs(self.config.seed),
+            )
+        except ValueError as error:
+            raise InputError(f"config.model.options: {error}") from error
+
+    def normalize(self, pictures: jax.Array) -> jax.Array:
+        """uint8 pictures with the data set's mean and standard deviation made 0 and 1."""
+        data, dtype = self.config.data, jnp.promote_types(self.dtype, jnp.float32)
+        mean, std = (jnp.asarray(x, dtype)[None, None, None] for x in (data.mean, data.std))
+        return (pictures.astype(dtype) / 255 - mean) / std
+
+    def loss(self, model: nnx.Module, batch: Metrics, rngs: nnx.Rngs) -> tuple[jax.Array, Metrics]:
+        """The loss of a training batch, and what is logged of it: means over the batch."""
+        pictures, labels = self.normalize(batch["image"]), batch["label"]
+        logits, terms = self.family.loss(model, pictures, labels, rngs, self.config.loss)
+        loss = sum(terms.values())
+        return loss, {"loss": loss, "accuracy": jnp.mean(_hits(logits, labels)), **terms}
+
+    def score(self, model: nnx.Module, batch: Metrics) -> Metrics:
+        """Sums over an evaluation batch, without its padding: pictures, cross-entropy, hits."""
+        logits = model(self.normalize(batch["image"]))
+        entropy = jax.vmap(lambda row, label: losses.label_smoothing(row, label, epsilon=0.0))
+        values = {
+            "count": jnp.ones_like(batch["mask"], jnp.int32),
+            "loss": entropy(logits, batch["label"]),
+            "accuracy": _hits(logits, batch["label"]),
+        }
+        return {name: jnp.sum(jnp.where(batch["mask"], x, 0)) for name, x in values.items()}
+
+
+def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1.0 where the largest logit is that of the label, else 0.0."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
+    """The task of a configuration; makes no model yet.
+
+    Args:
+        config: as `config.read` gives it.
+        axis_name: the mapped axis over which the batch is split, if any.
+
+    Raises:
+        InputError: if there is no such model or variant, an option does not fit, or float64 is
+            asked for and off.
+    """
+    if config.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise InputError("config.dtype is 'float64', which needs JAX_ENABLE_X64=1")
+    family = _choose("config.model.name", config.model.name, FAMILIES)
+    variant = _choose("config.model.variant", config.model.variant, family.variants)
+    options = {
+        name: family.convert.get(name, lambda value: value)(value)
+        for name, value in config.model.options.to_dict().items()
+    }
+    try:
+        model_config = variant(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.model.options: {error}") from error
+    return Task(family, model_config, config, axis_name)
+
+
+def _choose(field: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise InputError(f"{field} is {name!r}, and must be one of {', '.join(table)}")
+    return table[name]
+
+
+def check_data(task: Task, shape: tuple[int, ...], num_classes: int, name: str) -> None:
+    """Raises InputError if pictures of `shape` (height, width, channels) do not fit the model."""
+    model, data = task.model_config, task.config.data
+    for what, has, takes in (
+        ("pictures of {} pixels", tuple(shape[:-1]), tuple(model.size)),
+        ("pictures of {} channels", shape[-1], model.channels),
+        ("{} classes", num_classes, model.num_classes),
+    ):
+        if has != takes:
+            raise InputError(
+                f"{name} has {what.format(has)}, and the model is for {takes}: choose another "
+                "config.model.variant, or set config.model.options or config.data.resize"
+            )
+    for field in ("mean", "std"):
+        if len(data[field]) not in (1, shape[-1]):
+            raise InputError(
+                f"config.data.{field} has {len(data[field])} values, and {name} has "
+                f"{shape[-1]} channels"
+            )

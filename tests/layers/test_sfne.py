@@ -1,0 +1,134 @@
+"""The block against its literal reference, which is compared with the formulas' order here."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from nets import filled, normal, relative
+
+from terminator_jax.layers import BRANCHES, LocalBranch, SFNEBlock, SlowWidths
+from terminator_jax.layers.reference import sfne_reference
+from terminator_jax.layers.sfne import SlowKernels, bottleneck_order
+from terminator_jax.ops.channel_major import enter, leave
+
+SMALL = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths.__annotations__})
+
+
+def make(size=(4, 4), channels=4, factor=3, dtype=None, param_dtype=jnp.float32, **kwargs):
+    return filled(
+        lambda: SFNEBlock(
+            size, channels, factor, widths=SMALL, dtype=dtype, param_dtype=param_dtype,
+            rngs=nnx.Rngs(0), **kwargs,
+        )
+    )  # fmt: skip
+
+
+# A kernel of one position is the cheapest branch to compile.
+ONE = (LocalBranch(1, "u", "h"),)
+CASES = {
+    "2-D": dict(
+        skips=(2, 4), dropout=0.5, branches=(LocalBranch(3, "x", "h"), LocalBranch(5, "u", "x"))
+    ),
+    "1-D": dict(
+        size=(6,), factor=2, groups=4, skips=(1,), operator="product",
+        branches=(*ONE, LocalBranch(9, "h", "x"), LocalBranch(3, "x", "u")),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_follows_the_reference(x64, case):
+    """Outputs, and gradients of every parameter and every map."""
+    block = make(**CASES[case], param_dtype=jnp.float64)
+    graph, params = nnx.split(block, nnx.Param)
+    maps = [normal(2, *block.size, c, seed=c) for c in (block.channels, *block.skips)]
+    w = normal(2, *block.size, 12 if case != "1-D" else 8, seed=9)
+
+    def run(function):
+        def loss(params, maps):
+            rngs = nnx.Rngs(dropout=jax.random.key(1))
+            out = function(nnx.merge(graph, params), *maps[:1], maps[1:], rngs=rngs)
+            return jnp.sum(w * out), out
+
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, maps)
+        return out, grads
+
+    out, grads = run(lambda block, *args, **kw: block(*args, **kw))
+    expected, expected_grads = run(sfne_reference)
+    assert relative(out, expected) < 1e-11
+    pairs = zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected_grads))
+    for (path, found), wanted in pairs:
+        # A bias that a standardization removes has a gradient of rounding noise.
+        scale = np.abs(wanted).max()
+        scale = scale if scale > 1e-12 * largest else largest
+        assert np.abs(found - wanted).max() < 1e-9 * scale, jax.tree_util.keystr(path)
+
+
+def test_bottleneck_order():
+    """As the specification has it; what it does not name comes last."""
+    order = ["o", "l2", "skip1", "f", "o_u", "l1", "s", "l3", "o_h", "l4", "skip2", "i"]
+    assert list(bottleneck_order(4, 2)) == order
+    assert list(bottleneck_order(4, 0)) == [n for n in order if "skip" not in n]
+    assert list(bottleneck_order(6, 3))[-3:] == ["l5", "l6", "skip3"]
+    assert set(bottleneck_order(0, 0)) == {"o", "f", "o_u", "s", "o_h", "i"}
+
+
+def test_branches_are_those_of_the_release():
+    expected = [(3, "x", "h"), (9, "h", "x"), (5, "u", "x"), (7, "x", "u")]
+    assert [(b.size, b.kernel_from, b.applied_to) for b in BRANCHES] == expected
+
+
+def test_given_kernels_take_the_slow_networks_place():
+    """Channel-major, as whole networks call it; each of the four kernels matters.
+
+    The gate of the channels is one of them only where it closes: a standardization follows.
+    """
+    block, x = make(branches=ONE), normal(3, 4, 4, 4, dtype=np.float32)
+    kernels = SlowKernels(*(net() for net in block.slow_nets()))
+    run = jax.jit(lambda kernels: leave(block.channel_major(enter(x), kernels=kernels)))
+    expected = run(kernels)
+    assert relative(expected, jax.jit(block)(x)) < 1e-4
+    for name, kernel in kernels._asdict().items():
+        assert relative(run(kernels._replace(**{name: kernel - 100})), expected) > 1e-3, name
+
+
+def test_bfloat16():
+    case, x = dict(branches=ONE, skips=(2,)), normal(2, 4, 4, 4, dtype=np.float32)
+    out = jax.jit(make(**case, dtype=jnp.bfloat16))(x, [x[..., :2]])
+    expected = jax.jit(make(**case))(x, [x[..., :2]])
+    assert (out.dtype, expected.dtype) == (jnp.bfloat16, jnp.float32)
+    assert np.std(np.asarray(out, np.float32) - expected) < 0.1 * np.std(expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(operator="plus"), "'plus' is not one of ('dot', 'product'"),
+        (dict(groups=5), "4 x 3 channels do not divide into 5 groups"),
+        (dict(skips=(3,)), "a skip of 3 channels cannot be tiled to 4"),
+        (dict(dropout=1.0), "rate must be in [0, 1), got 1.0"),
+        (dict(branches=[LocalBranch(4, "x", "x")]), "must be odd, got (4,)"),
+    ],
+)
+def test_wrong_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(2, 4, 5, 4), (2, 4, 4, 2)], "[(2, 4, 4, 4), (2, 4, 4, 2)], got [(2, 4, 5, 4), "),
+        ([(2, 4, 4, 4)], "got [(2, 4, 4, 4)]"),
+        ([(2, 4, 4, 4), (3, 4, 4, 2)], "(3, 4, 4, 2)]"),
+        ([(2, 4, 4, 3), (2, 4, 4, 2)], "got [(2, 4, 4, 3), (2, 4, 4, 2)]"),
+    ],
+)
+def test_wrong_maps(shapes, message):
+    x, *skips = map(jnp.zeros, shapes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(make(skips=(2,), branches=ONE), x, skips)

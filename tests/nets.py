@@ -1,0 +1,30 @@
+"""Modules and arrays for tests, drawn by NumPy: JAX's initializers take seconds to compile."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+def filled(make, *, seed=0, scale=0.5):
+    """The module that `make` builds, its parameters normal with deviation `scale`.
+
+    Gabor weights come out small, too: phases of a few rad, as with ω0 = 1.
+    """
+    rng = np.random.default_rng(seed)
+    model = nnx.eval_shape(make)
+    for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        value = scale * rng.normal(size=variable.shape)
+        variable.set_value(jnp.asarray(value, variable.dtype))
+    return model
+
+
+def normal(*shape, seed=1, dtype=np.float64):
+    """Normal values."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def relative(found, expected):
+    """The largest difference, relative to the largest value expected."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    return np.max(np.abs(found - expected)) / np.max(np.abs(expected))

@@ -1,0 +1,33 @@
+"""GELU against its definition."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from terminator_jax.ops.activation import gelu
+
+X = np.linspace(-8, 8, 101)
+
+
+def test_is_the_exact_one(x64):
+    expected = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in X]
+    np.testing.assert_allclose(gelu(jnp.asarray(X)), expected, rtol=1e-13, atol=1e-15)
+
+
+def test_gradient(x64):
+    density = np.exp(-(X**2) / 2) / np.sqrt(2 * np.pi)
+    expected = [(1 + math.erf(x / math.sqrt(2))) / 2 for x in X] + X * density
+    grad = jax.vmap(jax.grad(gelu))(jnp.asarray(X))
+    np.testing.assert_allclose(grad, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_narrow(dtype, error):
+    """In absolute terms: far to the left the tiny values are lost."""
+    x = jnp.asarray(X, dtype)
+    expected = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in np.float64(x)]
+    assert gelu(x).dtype == dtype
+    np.testing.assert_allclose(np.float64(gelu(x)), expected, rtol=error, atol=error)

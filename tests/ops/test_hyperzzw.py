@@ -1,0 +1,56 @@
+"""The products of a hyper-kernel with a map, against NumPy."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nets import normal, relative
+
+from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.channel_major import enter, leave
+
+PLAIN = {"dot": hyperzzw.dot, "product": hyperzzw.product}
+
+
+def test_dot(x64):
+    hyper, u = normal(2, 5, 5, 3), normal(2, 5, 5, 3, seed=2)
+    out = hyperzzw.dot(hyper, u)
+    for b, c in np.ndindex(2, 3):
+        assert relative(out[b, :, :, c], np.asarray(hyper)[b, :, :, c] @ u[b, :, :, c]) < 1e-13
+
+
+def test_dot_gradients(x64):
+    hyper, u, w = (normal(2, 4, 4, 3, seed=n) for n in range(3))
+    grads = jax.grad(lambda *a: jnp.sum(w * hyperzzw.dot(*a)), (0, 1))(hyper, u)
+    assert relative(grads[0], np.einsum("bijc,bkjc->bikc", w, u)) < 1e-13
+    assert relative(grads[1], np.einsum("bikc,bijc->bkjc", hyper, w)) < 1e-13
+
+
+def test_product_and_twice():
+    hyper, u = normal(2, 7, 3, dtype=np.float32), normal(2, 7, 3, seed=2, dtype=np.float32)
+    np.testing.assert_array_equal(hyperzzw.product(hyper, u), np.asarray(hyper) * u)
+    np.testing.assert_allclose(hyperzzw.twice(u, hyper), np.asarray(u) ** 2 * hyper, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", hyperzzw.OPERATORS)
+def test_operators_are_the_functions_channel_major(x64, name):
+    hyper, *maps = (normal(2, 4, 4, 3, seed=n) for n in range(3))
+    found = hyperzzw.OPERATORS[name](enter(hyper), [enter(u) for u in maps])
+    for out, u in zip(found, maps, strict=True):
+        assert relative(leave(out), PLAIN[name](hyper, u)) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("function", "hyper", "u", "message"),
+    [
+        (hyperzzw.dot, (2, 4, 5, 3), (2, 4, 5, 3), "got (2, 4, 5, 3) and (2, 4, 5, 3)"),
+        (hyperzzw.dot, (2, 4, 4, 3), (2, 4, 4, 1), "got (2, 4, 4, 3) and (2, 4, 4, 1)"),
+        (hyperzzw.dot, (2, 4, 3), (2, 4, 3), "choose 'product' or 'convolution' for other maps"),
+        (hyperzzw.product, (2, 4, 3), (1, 4, 3), "equal shapes, got (2, 4, 3) and (1, 4, 3)"),
+    ],
+)
+def test_errors(function, hyper, u, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(function, jnp.zeros(hyper), jnp.zeros(u))

@@ -1,0 +1,94 @@
+"""Which checkpoints are kept, and that they come back as they were."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from terminator_jax.data.errors import InputError
+from terminator_jax.training import config as configs
+from terminator_jax.training.checkpoint import (
+    Checkpoints,
+    check_workdir,
+    latest_step,
+    read_config,
+    write_config,
+)
+from terminator_jax.training.state import new_state, split
+
+
+@pytest.fixture(scope="module")
+def state():
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    _, params, other = split(model)
+    return new_state(params, other, optax.adam(0.1), seed=7)
+
+
+def test_the_last_and_the_best_are_kept(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert (checkpoints.latest, checkpoints.best, checkpoints.steps) == (None, None, [])
+    kept = []
+    for step, accuracy in [(5, None), (10, 0.5), (15, None), (20, 0.9), (25, None), (30, 0.8)]:
+        scores = accuracy and {"accuracy": accuracy, "loss": 1.0}
+        checkpoints.save(step, state, {"next_index": step}, scores)
+        kept.append((checkpoints.best, checkpoints.steps))
+    assert kept == [
+        (None, [5]),
+        *((10, [10]), (10, [10, 15])),
+        *((20, [20]), (20, [20, 25]), (20, [20, 30])),
+    ]
+    assert checkpoints.metrics(20) == {"accuracy": 0.9, "loss": 1.0}
+    checkpoints.close()
+    again = Checkpoints(tmp_path, read_only=True)
+    assert (again.latest, again.best, again.steps) == (30, 20, [20, 30])
+    assert latest_step(tmp_path) == 30
+    again.close()
+
+
+def test_a_state_comes_back_bit_for_bit(state, tmp_path):
+    noisy = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(0).integers(0, 2**20, x.shape)).astype(x.dtype),
+        state,
+    )
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, noisy, {"next_index": 3}, None)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found, batches = checkpoints.restore(3, jax.eval_shape(lambda: state), sharding)
+    assert batches == {"next_index": 3}
+    assert jax.tree.structure(found) == jax.tree.structure(noisy)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(noisy), strict=True):
+        assert (a.dtype, np.asarray(a).tobytes()) == (b.dtype, np.asarray(b).tobytes())
+    checkpoints.close()
+
+
+def test_a_half_written_checkpoint_is_ignored(state, tmp_path):
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1" / "state").mkdir(parents=True)
+    assert latest_step(tmp_path) is None
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest is None
+    checkpoints.save(3, state, {"next_index": 3}, None)
+    assert checkpoints.latest == latest_step(tmp_path) == 3
+    checkpoints.close()
+
+
+def test_the_configuration_beside_them(state, tmp_path):
+    config = configs.default_config()
+    workdir = tmp_path / "a" / "b"
+    check_workdir(workdir, config)
+    assert not workdir.exists()
+    with pytest.raises(InputError, match="holds no run"):
+        read_config(workdir)
+    write_config(workdir, config)
+    other = configs.override(configs.default_config(), ["--config.seed=1"])
+    check_workdir(workdir, other)  # no checkpoint yet: nothing is lost
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(3, state, {}, None)
+    checkpoints.close()
+    check_workdir(workdir, config)
+    with pytest.raises(InputError, match=r"another configuration: seed \(0 there, 1 now\)"):
+        check_workdir(workdir, other)
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json: .*Expecting"):
+        read_config(workdir)

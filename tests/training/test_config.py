@@ -1,0 +1,115 @@
+"""Configurations: experiments, flags, JSON."""
+
+from pathlib import Path
+
+import pytest
+
+from terminator_jax.data.errors import InputError
+from terminator_jax.training import config as configs
+from terminator_jax.training.optimizer import OPTIMIZERS
+from terminator_jax.training.parallel import MODES
+from terminator_jax.training.task import make_task
+
+EXPERIMENTS = sorted(Path("experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments(path):
+    """Each is read, makes a task, survives JSON, and names its own command."""
+    config = configs.read(path)
+    task = make_task(config)
+    assert configs.differences(configs.from_json(configs.to_json(config)), config) == []
+    text = path.read_text()
+    assert f"--config=experiments/{path.name} --workdir=runs/{path.stem}" in text
+    assert "Reaches: " in text and "Takes: " in text
+    channels = task.model_config.channels
+    assert len(config.data.mean) == len(config.data.std) == channels
+
+
+def test_all_experiments_are_there():
+    names = {path.stem for path in EXPERIMENTS}
+    assert {"digits", "mnist", "cifar10", "cifar100", "stl10"} <= names
+
+
+def test_published_recipe():
+    config = configs.read("experiments/cifar10.py")
+    assert (config.batch_size, config.epochs) == (64, 100)
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("kar3", 0.001215)
+    assert (config.data.padding, config.data.padding_mode, config.data.flip) == (
+        *(4, "symmetric"),
+        True,
+    )
+
+
+@pytest.mark.parametrize("field", ["optimizer.name", "parallel"])
+def test_names_that_pass_are_those_of_the_tables(field):
+    accepts, wanted = configs.LIMITS[field]
+    table = {"optimizer.name": OPTIMIZERS, "parallel": MODES}[field]
+    assert all(accepts(name) for name in table)
+    assert set(wanted.replace(" or ", ", ").split(", ")) == set(table)
+
+
+def test_flags_change_fields_of_every_type():
+    flags = ["epochs=7", "optimizer.learning_rate=1", "data.flip", "nodata.in_memory"]
+    flags = [
+        "--noconfig.data.in_memory" if f == "nodata.in_memory" else f"--config.{f}" for f in flags
+    ]
+    flags += ["--config.data.mean=(0.1, 0.2)", "--config.data.name", "mnist"]
+    config = configs.override(configs.default_config(), flags)
+    assert (config.epochs, config.optimizer.learning_rate, config.data.flip) == (7, 1.0, True)
+    assert (config.data.in_memory, config.data.mean, config.data.name) == (
+        False,
+        (0.1, 0.2),
+        "mnist",
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def get_config(): return 3", "must return a ConfigDict, not 3"),
+        ("x = 1", "fails: KeyError: 'get_config'"),
+        ("import nonsense", "fails: ModuleNotFoundError: No module named 'nonsense'"),
+        ("def get_config(): 1 / 0", "fails: ZeroDivisionError: division by zero"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()",
+            "config.[a-z_]+ is missing: start from default_config",
+        ),
+        (
+            "from terminator_jax.training.config import default_config\n"
+            "def get_config():\n    c = default_config()\n    c.epoch = 3\n    return c",
+            "fails: AttributeError: .*epoch",
+        ),
+    ],
+)
+def test_files_that_fail(tmp_path, source, says):
+    path = tmp_path / "experiment.py"
+    path.write_text(source)
+    with pytest.raises(InputError, match=says) as error:
+        configs.read(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("data.mean", ("a",), "must be a tuple of numbers"),
+        ("epochs", True, "must be of type int, not True"),
+        ("data.std", (0.0,), "must be greater than 0"),
+        ("optimizer.beta1", 1.0, r"must be in \[0, 1\)"),
+        ("seed", -1, r"must be in \[0, 2\*\*32\)"),
+        ("parallel", "tpu", "must be pmap or jit"),
+    ],
+)
+def test_values_that_are_refused(field, value, says):
+    config = configs.default_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=says):
+        configs.check(config)
+
+
+def test_what_may_change_while_a_run_lasts():
+    config = configs.default_config()
+    config.log_every_steps, config.data.in_memory, config.seed = 1, False, 5
+    assert configs.differences(configs.default_config(), config) == ["seed (0 there, 5 now)"]

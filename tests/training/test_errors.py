@@ -1,0 +1,163 @@
+"""What a user gets wrong: one line on stderr, exit code 2, nothing written."""
+
+import pytest
+
+from terminator_jax.training import parallel
+
+TINY = "tests/training/tiny.py"
+
+
+def check(result, workdir, says):
+    code, out, err = result
+    assert (code, out) == (2, ""), out + err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert says in err
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("epoch=3", "there is no config.epoch: did you mean config.epochs?"),
+        ("epochs=many", "config.epochs must be of type int, not 'many'"),
+        ("batch_size=0", "config.batch_size is 0, and must be greater than 0"),
+        ("batch_size=2000", "digits train has 1437 pictures, and config.batch_size, 2000"),
+        ("optimizer.name=kar4", "config.optimizer.name is 'kar4', and must be kar3, kar2, sgd or"),
+        ("optimizer.warmup_epochs=2.0", "must be less than config.epochs, 2"),
+        ("model.name=transformer", "config.model.name is 'transformer', and must be one of"),
+        ("model.variant=mnst", "config.model.variant is 'mnst', and must be one of cifar, mnist"),
+        ("model.variant=mnist", "digits train has pictures of (8, 8) pixels, and the model is for"),
+        (
+            "data.resize=9",
+            "digits train has pictures of (9, 9) pixels, and the model is for (8, 8)",
+        ),
+        (
+            "data.mean=(0.1,0.2,0.3)",
+            "config.data.mean has 3 values, and digits train has 1 channels",
+        ),
+        ("data.train_split=valid", "digits has no split 'valid': it has train, test"),
+        ("data.name=mnits", "there is no data set 'mnits'"),
+        ("dtype=float64", "config.dtype is 'float64', which needs JAX_ENABLE_X64=1"),
+    ],
+)
+def test_fields(run_main, tmp_path, field, says):
+    workdir = tmp_path / "run"
+    check(
+        run_main("train", f"--config={TINY}", f"--workdir={workdir}", f"--config.{field}"),
+        workdir,
+        says,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("channels=3", "digits train has pictures of 1 channels, and the model is for 3"),
+        ("num_classes=5", "digits train has 10 classes, and the model is for 5"),
+        ("groups=5", "config.model.options: 1 x 12 channels do not divide into 5 groups"),
+        ("depth=5", "config.model.options: "),
+        ("skips=((), ())", "config.model.options: skips must have one entry per block"),
+    ],
+)
+def test_options(run_main, tmp_path, options, says):
+    workdir, config = tmp_path / "run", tmp_path / "experiment.py"
+    config.write_text(
+        "import runpy\n"
+        "def get_config():\n"
+        f"    config = runpy.run_path({TINY!r})['get_config']()\n"
+        f"    config.model.options = dict(config.model.options, {options})\n"
+        "    return config\n"
+    )
+    check(run_main("train", f"--config={config}", f"--workdir={workdir}"), workdir, says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config=nowhere.py"], "there is no configuration file nowhere.py"),
+        ([f"--config={TINY}", "--epochs=3"], "unknown flag '--epochs=3'"),
+        ([f"--config={TINY}", "more"], "unexpected argument 'more'"),
+        ([f"--config={TINY}", "--num_processes=two"], "argument --num_processes: invalid int"),
+        ([f"--config={TINY}", "--num_processes=2"], "--num_processes needs --coordinator"),
+        (
+            [f"--config={TINY}", "--coordinator=x:1", "--num_processes=2", "--process_id=2"],
+            "--process_id is 2, and must be from 0 to 1",
+        ),
+        (
+            [f"--config={TINY}", "--coordinator=localhost", "--num_processes=2"],
+            "--coordinator is 'localhost', and must be HOST:PORT",
+        ),
+        (
+            [
+                f"--config={TINY}",
+                "--coordinator=no.invalid:1",
+                *["--num_processes=2", "--process_id=1"],
+            ],
+            "no process 0 at --coordinator=no.invalid:1: ",
+        ),
+    ],
+)
+def test_flags(run_main, tmp_path, flags, says):
+    workdir = tmp_path / "run"
+    check(run_main("train", *flags, f"--workdir={workdir}"), workdir, says)
+
+
+def test_process_0_is_not_there(run_main, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE", 0.5)
+    flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
+    result = run_main("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *flags)
+    check(result, tmp_path / "run", "no process 0 at --coordinator=127.0.0.1:1: ")
+
+
+def test_workdir_is_missing(run_main):
+    code, _, err = run_main("train", f"--config={TINY}")
+    assert code == 2
+    assert err == "error: the following arguments are required: --workdir: --help lists the flags\n"
+
+
+def test_workdir_is_a_file(run_main, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    code, _, err = run_main("train", f"--config={TINY}", f"--workdir={file}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"cannot write to --workdir={file}" in err
+
+
+def test_data_set_is_not_prepared(run_main, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    flags = ["--config=experiments/mnist.py", f"--workdir={tmp_path / 'run'}"]
+    result = run_main("train", *flags, f"--config.data.data_dir={tmp_path / 'data'}")
+    check(result, tmp_path / "run", f"mnist is not prepared in {tmp_path / 'data'}")
+    assert "--config.data.download=True" in result[2] and "copy a prepared" in result[2]
+
+
+@pytest.mark.parametrize("field", ["batch_size", "eval_batch_size"])
+def test_batches_that_do_not_divide(make_command, tmp_path, field):
+    workdir = tmp_path / "run"
+    flags = [f"--config={TINY}", f"--workdir={workdir}", f"--config.{field}=60"]
+    out, err = make_command(devices=8).run("train", *flags, code=2)
+    says = f"config.{field} is 60, and must be a multiple of the number of devices, 8"
+    check((2, out, err), workdir, says)
+
+
+def test_a_loss_that_is_not_finite(command, tmp_path):
+    fields = ["optimizer.name=sgd", "optimizer.learning_rate=1e30", "loss.l2=1e30"]
+    _, err = command.train(tmp_path, *fields, code=2)
+    assert err.startswith("error: the loss is ") and err.count("\n") == 1
+    assert "lower config.optimizer.learning_rate; there is no checkpoint yet" in err
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate"])
+def test_help_needs_no_jax(run_python, module):
+    run_python(
+        f"""
+        import sys
+        sys.modules["jax"] = None
+        from terminator_jax import {module}
+        try:
+            {module}.main(["--help"])
+        except SystemExit as ended:
+            raise SystemExit(ended.code or 0)
+        raise SystemExit("no help")
+        """
+    )

@@ -1,0 +1,160 @@
+"""Runs that are killed, interrupted and called again."""
+
+import json
+import signal
+import textwrap
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+# Kills the process when the checkpoint of step 35 is written but for its name.
+KILL = textwrap.dedent("""
+    import os, signal
+    from orbax.checkpoint._src.path import atomicity
+    finalize = atomicity.AtomicRenameTemporaryPath.finalize
+
+    async def kill(self):
+        if self._final_path.name == "35":
+            os.kill(os.getpid(), signal.SIGKILL)
+        await finalize(self)
+
+    atomicity.AtomicRenameTemporaryPath.finalize = kill
+""")
+# Leaves time for an interruption.
+SLOW = textwrap.dedent("""
+    import time
+    from terminator_jax.training import metrics
+    add = metrics.Meter.add
+    metrics.Meter.add = lambda self, step: (time.sleep(0.2), add(self, step))
+""")
+OFTEN = "checkpoint_every_steps=7"
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    """The directory of a run that nothing disturbed, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    out, _ = command.train(workdir, OFTEN)
+    return workdir, out
+
+
+def log(workdir):
+    """The log's lines without what a clock decides."""
+    lines = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def state(workdir, step=44):
+    """The bytes of every array in a checkpoint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_what_a_run_leaves(finished):
+    workdir, out = finished
+    lines = out.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert lines[3].startswith("done: 44 steps; best eval accuracy 0.")
+    assert str(workdir / "checkpoints") in lines[4] and str(workdir / "log.jsonl") in lines[4]
+    steps = [(line["kind"], line["step"]) for line in log(workdir)]
+    saves = [7, 14, 21, 28, 35, 42]
+    train = sorted({*range(5, 45, 5), *saves, 22, 44})
+    assert steps == sorted(
+        [*(("train", step) for step in train), ("eval", 22), ("eval", 44)],
+        key=lambda line: (line[1], line[0] == "eval"),
+    )
+    assert all(line["count"] == 360 for line in log(workdir) if line["kind"] == "eval")
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 64
+
+
+def test_killed_while_saving_and_started_again_it_ends_the_same(command, finished, tmp_path):
+    process = command.patched(KILL, OFTEN, workdir=tmp_path)
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    process.communicate()
+    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert "28" in left and "35" not in left and any(name.startswith("35.") for name in left)
+    out, _ = command.train(tmp_path, OFTEN)
+    assert "going on from step 28" in out
+    assert log(tmp_path) == log(finished[0])
+    expected = state(finished[0])
+    assert len(expected) > 100
+    assert state(tmp_path) == expected
+
+
+def test_a_second_start_says_done(command, finished):
+    workdir, _ = finished
+    before = sorted(path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*"))
+    out, _ = command.train(workdir, OFTEN)
+    assert "was done already: 44 steps" in out and str(workdir / "checkpoints") in out
+    after = sorted(path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*"))
+    assert before == after
+
+
+def interrupt(process, workdir, after=0):
+    """Sends Ctrl-C when a step above `after` is in the log; returns stdout."""
+    file, patience = workdir / "log.jsonl", time.monotonic() + 240
+    while not (file.exists() and any(line["step"] > after for line in log(workdir))):
+        assert process.poll() is None and time.monotonic() < patience, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert err == ""
+    return out
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(command, finished, tmp_path):
+    out = interrupt(command.patched(SLOW, OFTEN, workdir=tmp_path), tmp_path)
+    [step] = [int(line.split()[5]) for line in out.splitlines() if line.startswith("stopped")]
+    assert 5 <= step < 22
+    assert "python -m terminator_jax.train --config=" in out
+    assert f"--workdir={tmp_path}" in out
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(step)]
+    out, _ = command.train(tmp_path, OFTEN)
+    assert f"going on from step {step}" in out
+    assert state(tmp_path) == state(finished[0])
+
+
+def test_another_configuration_in_the_same_directory(command, finished):
+    fields = [OFTEN, "optimizer.learning_rate=0.5", "data.flip=True"]
+    out, err = command.train(finished[0], *fields, code=2)
+    assert out == ""
+    assert err.count("\n") == 1
+    assert (
+        "data.flip (False there, True now), optimizer.learning_rate (0.003 there, 0.5 now)" in err
+    )
+
+
+def test_evaluate(command, finished):
+    workdir, printed = finished
+    out, _ = command.run("evaluate", f"--workdir={workdir}")
+    best = max(
+        (line for line in log(workdir) if line["kind"] == "eval"), key=lambda x: x["accuracy"]
+    )
+    expected = f"step {best['step']}: accuracy {best['accuracy']:.4f}  loss {best['loss']:.4f}"
+    assert out == f"{expected}  360 pictures\n"
+    assert f"{best['accuracy']:.4f} at step {best['step']}" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--step=7"], "holds no checkpoint of step 7: there are "),
+        (["--step=last"], "--step is 'last', and must be a step's number or best"),
+        (["--config.model.variant=mnist"], "another config.model.variant ('digits' there"),
+        (["--config.data.eval_split=valid"], "digits has no split 'valid'"),
+        (["--workdir=/nowhere"], "/nowhere holds no run"),
+    ],
+)
+def test_evaluate_errors(run_main, finished, flags, says):
+    code, out, err = run_main("evaluate", f"--workdir={finished[0]}", *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert says in err

@@ -1,0 +1,137 @@
+"""The step with a model that compiles in a moment, which needs a line in the table and no more."""
+
+import dataclasses
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from terminator_jax import losses
+from terminator_jax.training import config as configs
+from terminator_jax.training import loop, task
+from terminator_jax.training.evaluation import make_evaluate
+from terminator_jax.training.metrics import Meter
+from terminator_jax.training.setup import make_run
+from terminator_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallConfig:
+    size: tuple[int, ...] = (8, 8)
+    channels: int = 1
+    num_classes: int = 10
+    dropout: float = 0.0
+
+
+class Small(nnx.Module):
+    """Linear, with batch statistics that training updates and evaluation uses."""
+
+    def __init__(self, config, *, dtype, param_dtype, axis_name, rngs):
+        del param_dtype
+        self.norm = nnx.BatchNorm(64, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.linear = nnx.Linear(64, config.num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, pictures, *, rngs=None):
+        x = self.norm(pictures.reshape(len(pictures), -1))
+        return self.linear(self.dropout(x, rngs=rngs))
+
+
+def small_loss(model, pictures, labels, rngs, config):
+    logits = model(pictures, rngs=rngs)
+    return logits, {"smooth": losses.label_smoothing(logits, labels, config.label_smoothing)}
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """Makes the run of a configuration for that model."""
+    family = task.Family(Small, {"small": SmallConfig}, small_loss, {})
+    monkeypatch.setitem(task.FAMILIES, "small", family)
+
+    def make(*fields, **options):
+        names = ["model.name=small", "model.variant=small", "optimizer.name=adamw", *fields]
+        config = configs.read("tests/training/tiny.py")
+        with config.unlocked():
+            config.model.options = options
+        return configs.override(config, [f"--config.{field}" for field in names])
+
+    return make
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_it_learns_the_digits(make, tmp_path, parallel, capsys):
+    config = make("epochs=10", f"parallel={parallel}", "data.padding=0", "compilation_cache=False")
+    outcome = loop.train(config, tmp_path)
+    assert (outcome.step, outcome.total, outcome.was_done) == (220, 220, False)
+    assert outcome.best["accuracy"] > 0.85
+    assert loop.train(config, tmp_path) == outcome._replace(was_done=True)
+    lines = list(map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()))
+    scores = {line["step"]: line["accuracy"] for line in lines if line["kind"] == "eval"}
+    assert scores[outcome.best_step] == max(scores.values()) == outcome.best["accuracy"]
+    assert capsys.readouterr().out.count("epoch ") == 10
+
+
+def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(make):
+    run = make_run(make("optimizer.learning_rate=1e-9", dropout=0.5))
+    step = run.mode.compile(
+        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=True
+    )
+    pictures = run.train.load()
+    batch = run.mode.place({**pictures.read(np.arange(64)), "mask": np.ones(64, bool)})
+    state, found = run.new_state(), []
+    evaluate = make_evaluate(run, run.eval)
+    before = evaluate(state)
+    assert before == evaluate(state) and before["count"] == 360
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        found.append(float(metrics["loss"]))
+    assert len(set(found)) == 3
+    assert int(state.step) == 3
+
+
+def test_what_is_no_parameter_is_updated_too(make):
+    run = make_run(make())
+    step = run.mode.compile(
+        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=False
+    )
+    state = run.new_state()
+    batch = next(loop.train_batches(run, run.train))
+    after, _ = step(state, run.mode.place(batch))
+    x = np.asarray(run.task.normalize(batch["image"])).reshape(64, -1)
+    mean = after.other["norm"]["mean"][...]
+    np.testing.assert_allclose(mean, 0.01 * x.mean(0), rtol=1e-3, atol=1e-6)
+
+
+def test_a_donated_state_is_used_up(make):
+    run = make_run(make())
+    step = run.mode.compile(
+        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=True
+    )
+    state = run.new_state()
+    step(state, run.mode.place(next(loop.train_batches(run, run.train))))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_metrics_are_read_only_when_they_are_logged(make, tmp_path, monkeypatch):
+    """Between the lines of the log, steps follow each other without waiting."""
+    reads = []
+    read = Meter.read
+    monkeypatch.setattr(Meter, "read", lambda self: reads.append(len(self._waiting)) or read(self))
+    config = make("log_every_steps=20", "checkpoint_every_steps=0", "compilation_cache=False")
+    loop.train(config, tmp_path)
+    assert reads == [20, 2, 18, 4]
+
+
+def test_an_interruption_while_evaluating_keeps_the_scores(make, tmp_path, monkeypatch):
+    totals = loop.make_evaluate
+
+    def interrupted(run, pictures):
+        evaluate = totals(run, pictures)
+        return lambda state: (signal.raise_signal(signal.SIGINT), evaluate(state))[1]
+
+    monkeypatch.setattr(loop, "make_evaluate", interrupted)
+    outcome = loop.train(make("compilation_cache=False"), tmp_path)
+    assert (outcome.step, outcome.best_step) == (23, 22)
