@@ -2,7 +2,8 @@
 
     python -m terminator_jax.train --config=experiments/mnist.py --workdir=runs/mnist
 
-Reaches: not yet measured. Takes: not yet measured.
+Reaches 99.6 % on the test set (99.63 % at best, 99.62 % at the end) in 14 epochs, which take under
+three minutes on one H100 after one to two of compiling; `docs/results.md` has the curve.
 """
 
 from terminator_jax.training.config import default_config
@@ -11,7 +12,7 @@ from terminator_jax.training.config import default_config
 def get_config():
     """What differs from `default_config()`."""
     config = default_config()
-    config.epochs = 20
+    config.epochs = 14
     config.batch_size = 64
     config.eval_batch_size = 80
     config.model.variant = "mnist"

@@ -68,7 +68,8 @@ def terminator_from_release(
       ValueError: naming the entries that are unknown, missing or misshapen.
 
     Example:
-      >>> config = TerminatorConfig.digits()
+      >>> one_block = dict(factors=(12,), skips=((),), dropout=(0.0,), global_layers=(2,))
+      >>> config = TerminatorConfig.digits(**one_block)
       >>> state_dict = terminator_to_release(Terminator(config, rngs=nnx.Rngs(0)))
       >>> terminator_from_release(state_dict).config == config
       True
@@ -85,9 +86,10 @@ def terminator_to_release(model: Terminator) -> dict[str, np.ndarray]:
     """The model's weights in the release's naming and layout; inverse of the import.
 
     Example:
-      >>> model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
+      >>> one_block = dict(factors=(12,), skips=((),), dropout=(0.0,), global_layers=(2,))
+      >>> model = Terminator(TerminatorConfig.digits(**one_block), rngs=nnx.Rngs(0))
       >>> terminator_to_release(model)["out_layer.weight"].shape
-      (10, 96)
+      (10, 12)
     """
     return export_entries(model, release_entries(model.config))
 

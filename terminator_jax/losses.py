@@ -182,12 +182,11 @@ def l2(params, scale: float = 5e-5, slow_scale: float = 1e-6) -> jax.Array:
         ValueError: if no parameter is one of those.
 
     Examples:
-        >>> from flax import nnx
+        >>> import jax.numpy as jnp
         >>> from terminator_jax.losses import l2
-        >>> from terminator_jax.models import Terminator, TerminatorConfig
-        >>> model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
-        >>> bool(0 < l2(nnx.state(model, nnx.Param)) < 0.1)
-        True
+        >>> block = {"mixer": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.zeros(2)}}
+        >>> print(l2({"blocks": [block]}, scale=1.0))
+        6.0
     """
     counted = [
         (_squares(leaf, stacked), slow_scale if slow else 1.0)

@@ -24,18 +24,23 @@ hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture
-def x64():
-    """Float64 in this test: `def test_x(x64)` or `pytestmark = pytest.mark.usefixtures("x64")`.
-
-    Float64 is there to check formulas, so it compiles without optimizations: that is faster, and
-    jaxlib 0.10.2 miscompiles `jnp.concatenate([a + b, -(c + d)], -1)` of five float64 columns on
-    some CPUs.
-    """
+def unoptimized():
+    """Compiles without optimizations, which is faster, for tests of what is computed."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def x64(unoptimized):
+    """Float64 in this test: `def test_x(x64)` or `pytestmark = pytest.mark.usefixtures("x64")`.
+
+    Unoptimized, since float64 is there to check formulas, and jaxlib 0.10.2 miscompiles
+    `jnp.concatenate([a + b, -(c + d)], -1)` of five float64 columns on some CPUs.
+    """
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from terminator_jax.layers.pointwise import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.convolution import correlate, depthwise_correlate
+from terminator_jax.ops.convolution import convolve, depthwise_correlate
 from terminator_jax.ops.standardize import AxisName, batch_standardize, standardize
 
 
@@ -102,7 +102,7 @@ class LocalBranches(nnx.Module):
         ]
 
     def _channel_major_branch(self, n: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y = correlate(x, jnp.moveaxis(kernel, -1, 0))
+        y = convolve(x, channel_major.enter(kernel)[:, None], correlate=True)
         y = channel_major.pointwise(y, self.mixer_weight[n], self.mixer_bias[n])
         y = standardize(y, (1, *channel_major.space(y)), axis_name=self.axis_name)
         return gelu(y) + self.scalar[n].astype(y.dtype)

@@ -13,7 +13,11 @@ from terminator_jax.layers.sfne import SFNEBlock
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.standardize import group_standardize, instance_standardize
 
-OPERATORS = {"dot": hyperzzw.dot, "product": hyperzzw.product}
+OPERATORS = {
+    "dot": hyperzzw.dot,
+    "product": hyperzzw.product,
+    "convolution": hyperzzw.convolution,
+}
 
 
 def sfne_reference(

@@ -4,8 +4,9 @@
 |---|---|
 | `coordinates` | `grid`: the coordinates of a map's positions |
 | `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
-| `hyperzzw` | `dot`, `product`, `twice`: products of a hyper-kernel with activations |
-| `convolution` | `depthwise_correlate`: every channel with its own kernel of any size |
+| `hyperzzw` | `dot`, `product`, `convolution`, `twice`: a hyper-kernel with activations |
+| `convolution` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
+| `fourier` | the transforms under the convolutions |
 | `pooling` | `adaptive_average`: adaptive average pooling |
 | `channel_major` | the layout inside a block, and a pointwise layer in it |
 | `activation` | `gelu`, exact and cheap |
@@ -17,13 +18,14 @@ from terminator_jax.ops import (
     channel_major,
     convolution,
     coordinates,
+    fourier,
     hyperzzw,
     magnet,
     pooling,
     standardize,
 )
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.convolution import depthwise_correlate
+from terminator_jax.ops.convolution import depthwise_correlate, fft_conv
 from terminator_jax.ops.coordinates import grid
 from terminator_jax.ops.pooling import adaptive_average
 from terminator_jax.ops.standardize import (
@@ -40,6 +42,8 @@ __all__ = [
     "convolution",
     "coordinates",
     "depthwise_correlate",
+    "fft_conv",
+    "fourier",
     "gelu",
     "grid",
     "group_standardize",

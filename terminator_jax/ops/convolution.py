@@ -1,11 +1,15 @@
-"""Depthwise correlation of a map with a kernel of any size, zero 'same' padding.
+"""Depthwise convolution with kernels of any size, up to and beyond the map's.
 
-Two ways that agree: `direct` is the definition, one multiply-add per kernel position, which no
-small kernel is beaten at; `dft` is the Fourier transform written as products with cosine and sine
-matrices, whose cost does not depend on the kernel's size and which suits matrix units.
-Either way the gradient of the kernel, a correlation of two large maps, goes through the transform.
+    fft      real FFTs, lengths with small prime factors
+    dft      the transform as matrix products, for matrix units and for the CPU
+    direct   one multiply-add per kernel position, which no small kernel is beaten at
+    auto     one of these, by platform and sizes
 
-Inside, arrays are channel-major, `(channels, batch, *spatial)`: see `channel_major.py`.
+The first two keep the spectra of map and kernel for the gradient, which then takes one transform
+and not three. `convolve_reference` is the definition that all are tested against.
+
+Inside, maps are `(channels, batch, *spatial)`, see `channel_major.py`, and kernels `(channels, 1 or
+batch, *size)`. Every case is a window of the full linear convolution, or a circular one.
 """
 
 import functools
@@ -17,212 +21,390 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-METHODS = ("auto", "dft", "direct")
+from terminator_jax.ops import channel_major
+from terminator_jax.ops.fourier import DFT, FFT, LongDFT, Spectrum, Transform, conjugate, multiply
+
+METHODS = ("auto", "fft", "dft", "direct")
+PADDINGS = ("same", "causal", "valid", "circular")
 # `auto` takes `direct` up to so many kernel positions.
 DIRECT_UP_TO = 81
+# `dft` uses one dense matrix per axis up to this length, and folds longer ones.
+DENSE_UP_TO = 1024
 
 
-def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
-    """Correlates every channel of a map with its own kernel, zero 'same' padding, no flip.
+def fft_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    padding: str = "same",
+    method: str = "auto",
+    correlate: bool = False,
+    max_bytes: int | None = None,
+) -> jax.Array:
+    """Convolves every channel of a map with its own kernel.
 
-    `out[b, i, c] = Σ_r x[b, i + r - (k-1)//2, c] kernel[r, c]`
+    With `full[j] = Σ_r kernel[r] x[j - r]`, zero outside, an axis of n positions and a kernel of k:
+
+    | padding | result | positions |
+    |---|---|---|
+    | `same` | `full[(k-1)//2 + i]` | n |
+    | `causal` (1-D) | `full[i]` | n |
+    | `valid` | `full[k-1 + i]` | n - k + 1 |
+    | `circular` | as `same`, with x repeated instead of zeros | n |
 
     Args:
-      x: `(batch, *spatial, channels)`.
-      kernel: `(*kernel size, channels)`, any size per axis, also beyond the map's.
-      method: one of `METHODS`.
+      x: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes.
+      kernel: `(*size, channels)`, shared by the batch, or `(batch, *size, channels)`, one per
+        sample.
+      padding: one of `PADDINGS`.
+      method: one of `METHODS`. Reduced precision is computed in float32.
+      correlate: turns the kernel around (no flip, as deep learning's "convolution"); `same` is then
+        `Σ_r kernel[r] x[i + r - (k-1)//2]`.
+      max_bytes: a bound on temporary memory; channels are then computed in as many parts as that
+        takes, one after the other, and the gradient computes the spectra again.
 
     Returns:
-      `(batch, *spatial, channels)` in the dtype of `x`.
+      `(batch, *positions, channels)` in the dtype of `x`.
 
     Raises:
-      ValueError: for an unknown method, or shapes that do not fit.
+      ValueError: for unknown names, or shapes that do not fit.
 
     Example:
       >>> x = jnp.ones((2, 8, 8, 3))
-      >>> depthwise_correlate(x, jnp.ones((5, 5, 3)))[0, 0, 0].tolist()
+      >>> fft_conv(x, jnp.ones((5, 5, 3)))[0, 0, :4, 0].round(3).tolist()
+      [9.0, 12.0, 15.0, 15.0]
+      >>> fft_conv(jnp.ones((2, 100, 3)), jnp.ones((2, 100, 3)), padding="causal").shape
+      (2, 100, 3)
+    """
+    _check(x, kernel, padding, method)
+    shared = kernel.ndim == x.ndim - 1
+    kernel = channel_major.enter(kernel[None] if shared else kernel)
+    out = convolve(
+        channel_major.enter(x), kernel,
+        padding=padding, method=method, correlate=correlate, max_bytes=max_bytes,
+    )  # fmt: skip
+    return channel_major.leave(out)
+
+
+def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
+    """`fft_conv(x, kernel, correlate=True)`: what a depthwise layer does, zero 'same' padding.
+
+    Example:
+      >>> depthwise_correlate(jnp.ones((2, 8, 8, 3)), jnp.ones((5, 5, 3)))[0, 0, 0].tolist()
       [9.0, 9.0, 9.0]
     """
-    if x.ndim < 3 or kernel.ndim != x.ndim - 1 or kernel.shape[-1] != x.shape[-1]:
-        raise ValueError(
-            "expected x (batch, *spatial, channels) and kernel (*size, channels) with as many"
-            f" axes and channels, got {x.shape} and {kernel.shape}"
-        )
-    out = correlate(jnp.moveaxis(x, -1, 0), jnp.moveaxis(kernel, -1, 0), method=method)
-    return jnp.moveaxis(out, 0, -1)
+    return fft_conv(x, kernel, correlate=True, method=method)
 
 
-def correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
-    """`depthwise_correlate` of channel-major arrays.
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    padding: str = "same",
+    method: str = "auto",
+    correlate: bool = False,
+    max_bytes: int | None = None,
+) -> jax.Array:
+    """`fft_conv` of channel-major arrays.
 
     Args:
       x: `(channels, batch, *spatial)`.
-      kernel: `(channels, *kernel size)`.
-      method: one of `METHODS`.
+      kernel: `(channels, 1 or batch, *size)`.
+      padding: see `fft_conv`, as the other arguments.
 
     Returns:
-      The shape and dtype of `x`.
+      `(channels, batch, *positions)` in the dtype of `x`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not one of {METHODS}")
+    if correlate:
+        kernel = jnp.flip(kernel, range(2, kernel.ndim))
+    start, count = _window(x.shape[2:], kernel.shape[2:], padding, correlate)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    out = _chunked(
+        functools.partial(_convolve, start=start, count=count, method=method, padding=padding),
+        x.astype(wide),
+        kernel.astype(wide),
+        max_bytes,
+    )
+    return out.astype(x.dtype)
+
+
+def convolve_all(
+    maps: Sequence[jax.Array], kernel: jax.Array, *, method: str = "auto"
+) -> list[jax.Array]:
+    """`[convolve(x, kernel) for x in maps]` of maps of one shape, one transform of the kernel."""
+    spatial, size = maps[0].shape[2:], kernel.shape[2:]
+    method = _choose(spatial, size) if method == "auto" else method
+    if method == "direct":
+        return [convolve(x, kernel, method=method) for x in maps]
+    dtype = maps[0].dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    window = Window(*_window(spatial, size, "same", False), circular=False)
+    outs = _by_spectra(window, method, [x.astype(wide) for x in maps], kernel.astype(wide))
+    return [out.astype(dtype) for out in outs]
+
+
+def convolve_reference(
+    x: np.ndarray, kernel: np.ndarray, *, padding: str = "same", correlate: bool = False
+) -> np.ndarray:
+    """The definition of `fft_conv`, in NumPy, one kernel position after the other, in float64."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    kernel = kernel[None] if kernel.ndim == x.ndim - 1 else kernel
+    spatial, size = x.shape[1:-1], kernel.shape[1:-1]
+    axes = tuple(range(1, x.ndim - 1))
+    if correlate:
+        kernel = np.flip(kernel, axes)
+    full = np.zeros((len(x), *(n + k - 1 for n, k in zip(spatial, size, strict=True)), x.shape[-1]))
+    for r in np.ndindex(*size):
+        place = tuple(slice(o, o + n) for o, n in zip(r, spatial, strict=True))
+        full[(slice(None), *place)] += x * kernel[(slice(None), *(slice(o, o + 1) for o in r))]
+    start, count = _window(spatial, size, padding, correlate)
+    if padding == "circular":
+        for axis, n in zip(axes, spatial, strict=True):
+            positions = np.arange(full.shape[axis]) % n
+            full = np.stack([full.compress(positions == p, axis).sum(axis) for p in range(n)], axis)
+        return np.roll(full, [-s for s in start], axes)
+    return full[(slice(None), *(slice(s, s + c) for s, c in zip(start, count, strict=True)))]
+
+
+def _check(x: jax.Array, kernel: jax.Array, padding: str, method: str) -> None:
+    for name, value, known in (("padding", padding, PADDINGS), ("method", method, METHODS)):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is not one of {known}")
+    shared = kernel.ndim == x.ndim - 1
+    if (
+        not 3 <= x.ndim <= 5
+        or not (shared or (kernel.ndim == x.ndim and kernel.shape[0] == x.shape[0]))
+        or kernel.shape[-1] != x.shape[-1]
+    ):
+        raise ValueError(
+            "expected x (batch, 1 to 3 spatial axes, channels) and kernel (*size, channels) or"
+            f" (batch, *size, channels) with as many axes and channels, got {x.shape} and"
+            f" {kernel.shape}"
+        )
+    if padding == "causal" and x.ndim != 3:
+        raise ValueError(f"causal padding is for one spatial axis, got x {x.shape}")
+    size = kernel.shape[:-1] if shared else kernel.shape[1:-1]
+    if padding == "valid" and any(k > n for k, n in zip(size, x.shape[1:-1], strict=True)):
+        raise ValueError(f"no position of x {x.shape} is valid for a kernel {kernel.shape}")
+
+
+def _window(
+    spatial: Sequence[int], size: Sequence[int], padding: str, correlate: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first position wanted of the full convolution, and how many, per axis."""
+    starts = {
+        "same": lambda k: k // 2 if correlate else (k - 1) // 2,
+        "causal": lambda k: 0,
+        "valid": lambda k: k - 1,
+    }
+    starts["circular"] = starts["same"]
+    start = tuple(starts[padding](k) for k in size)
+    if padding == "valid":
+        return start, tuple(n - k + 1 for n, k in zip(spatial, size, strict=True))
+    return start, tuple(spatial)
+
+
+def _convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    start: Sequence[int],
+    count: Sequence[int],
+    method: str,
+    padding: str,
+) -> jax.Array:
+    """The window of the convolution, by one method."""
+    spatial, circular = x.shape[2:], padding == "circular"
+    if circular:
+        kernel = _folded(kernel, spatial)
+    else:
+        kernel, start = _useful(kernel, spatial, start, count)
+    size = kernel.shape[2:]
     if method == "auto":
-        method = "direct" if math.prod(kernel.shape[1:]) <= DIRECT_UP_TO else "dft"
-    return {"dft": _dft, "direct": _direct}[method](x, kernel)
+        method = _choose(spatial, size)
+    long = max(n + k for n, k in zip(spatial, size, strict=True)) > DENSE_UP_TO
+    if circular and (method == "direct" or (method == "dft" and long and x.ndim == 3)):
+        # As a linear one, of the map with its end before it.
+        before = [k - 1 for k in size]
+        x = jnp.pad(x, [(0, 0), (0, 0), *((b, 0) for b in before)], mode="wrap")
+        x_start = tuple(before)
+        out = _convolve(x, kernel, start=x_start, count=count, method=method, padding="valid")
+        return jnp.roll(out, [-s for s in start], range(2, x.ndim))
+    window = Window(tuple(start), tuple(count), circular)
+    if method == "direct":
+        return _direct(window, x, kernel)
+    return _by_spectra(window, method, [x], kernel)[0]
 
 
-@jax.custom_vjp
-def _direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _taps(x, kernel, [(k - 1) // 2 for k in kernel.shape[1:]])
+def _choose(spatial: Sequence[int], size: Sequence[int]) -> str:
+    """The method that is fastest, as `benchmarks/convolution.py` measures it."""
+    if math.prod(size) <= DIRECT_UP_TO:
+        return "direct"
+    # On a CPU several FFTs in one program can block each other, and each runs on one thread.
+    return "fft" if jax.default_backend() == "gpu" else "dft"
 
 
-def _taps(x: jax.Array, kernel: jax.Array, before: Sequence[int]) -> jax.Array:
-    """The sum of shifted maps, with `before` zeros ahead of each axis."""
-    sizes, spatial = kernel.shape[1:], x.shape[2:]
-    margins = [(b, k - 1 - b) for b, k in zip(before, sizes, strict=True)]
-    padded = jnp.pad(x, [(0, 0), (0, 0), *margins])
-    kernel = kernel.astype(x.dtype).reshape(*kernel.shape, *(1,) * (x.ndim - 1))
-    out = jnp.zeros_like(x)
-    for row in np.ndindex(*sizes[:-1]):
+def _useful(kernel, spatial, start, count):
+    """The kernel without the positions that reach no wanted result; and the new start."""
+    axes = list(zip(start, count, spatial, kernel.shape[2:], strict=True))
+    low = [max(0, s - n + 1) for s, c, n, k in axes]
+    high = [min(k, s + c) for s, c, n, k in axes]
+    cut = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return kernel[(..., *cut)], [s - a for s, a in zip(start, low, strict=True)]
+
+
+def _folded(kernel: jax.Array, spatial: Sequence[int]) -> jax.Array:
+    """The kernel with what lies beyond the circle added to what lies on it."""
+    for axis, n in enumerate(spatial, start=2):
+        k = kernel.shape[axis]
+        if k > n:
+            pad = [(0, 0)] * kernel.ndim
+            pad[axis] = (0, -k % n)
+            shape = (*kernel.shape[:axis], -1, n, *kernel.shape[axis + 1 :])
+            kernel = jnp.sum(jnp.pad(kernel, pad).reshape(shape), axis)
+    return kernel
+
+
+class Window(NamedTuple):
+    """What is wanted of a convolution: positions `start` and on, `count` of them, per axis."""
+
+    start: tuple[int, ...]
+    count: tuple[int, ...]
+    circular: bool
+
+    def positions(self) -> list[range]:
+        """The wanted positions of each axis."""
+        return [range(s, s + c) for s, c in zip(self.start, self.count, strict=True)]
+
+    def transform(self, method: str, spatial: Sequence[int], size: Sequence[int]) -> Transform:
+        """A transform on circles long enough that what wraps around is not wanted."""
+        if self.circular:
+            return FFT(spatial, exact=True) if method == "fft" else DFT(spatial)
+        axes = zip(self.start, self.count, spatial, size, strict=True)
+        lengths = [max(n + k - 1 - s, s + c, n, k) for s, c, n, k in axes]
+        if method == "fft":
+            return FFT(lengths)
+        long = len(lengths) == 1 and lengths[0] > DENSE_UP_TO
+        return LongDFT(lengths) if long else DFT(lengths)
+
+
+def _everywhere(x: jax.Array) -> list[range]:
+    """Positions from 0 on, as many as the map has."""
+    return [range(n) for n in x.shape[2:]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_spectra(window: Window, method: str, maps: list[jax.Array], kernel: jax.Array):
+    return _by_spectra_forward(window, method, maps, kernel)[0]
+
+
+def _by_spectra_forward(window, method, maps, kernel):
+    transform = window.transform(method, maps[0].shape[2:], kernel.shape[2:])
+    response = transform.forward(kernel, _everywhere(kernel))
+    spectra = [transform.forward(x, _everywhere(x)) for x in maps]
+    out = [transform.inverse(multiply(a, response), window.positions()) for a in spectra]
+    return out, (spectra, response, _Sizes(maps[0].shape, kernel.shape))
+
+
+def _by_spectra_backward(window, method, residuals, gradients):
+    spectra, response, sizes = residuals
+    transform = window.transform(method, sizes.x[2:], sizes.kernel[2:])
+    ds = [transform.forward(dy, window.positions()) for dy in gradients]
+    back = conjugate(response)
+    everywhere = [range(n) for n in sizes.x[2:]]
+    products = [multiply(d, conjugate(a)) for d, a in zip(ds, spectra, strict=True)]
+    total = Spectrum(*(sum(parts) for parts in zip(*products, strict=True)))
+    dxs = [transform.inverse(multiply(d, back), everywhere) for d in ds]
+    return dxs, _kernel_part(transform, total, sizes.kernel)
+
+
+_by_spectra.defvjp(_by_spectra_forward, _by_spectra_backward)
+
+
+def _kernel_part(transform: Transform, product: Spectrum, shape: Sequence[int]) -> jax.Array:
+    """The kernel's gradient: summed over the batch if the batch shares it."""
+    if shape[1] == 1:
+        product = Spectrum(*(jnp.sum(part, 1, keepdims=True) for part in product))
+    return transform.inverse(product, [range(k) for k in shape[2:]])
+
+
+@jax.tree_util.register_static
+class _Sizes(NamedTuple):
+    """Shapes of map and kernel, known when tracing."""
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _taps(x, kernel, window.start, window.count)
+
+
+def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence[int]) -> jax.Array:
+    """The window as a sum of shifted maps."""
+    size, spatial = kernel.shape[2:], x.shape[2:]
+    # Padded so that position 0 is the first that the last kernel position reaches.
+    axes = list(zip(start, count, spatial, size, strict=True))
+    margins = [(k - 1 - s, s + c - n, 0) for s, c, n, k in axes]
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *margins])
+    kernel = kernel.reshape(*kernel.shape, *(1,) * len(size))
+    out = jnp.zeros((*x.shape[:2], *count), x.dtype)
+    for row in np.ndindex(*size[:-1]):
         # Summed by rows: short chains of additions run at twice the speed of one long chain.
-        taps = [(*row, last) for last in range(sizes[-1])]
-        out += sum(_window(padded, tap, spatial) * kernel[(slice(None), *tap)] for tap in taps)
+        taps = [(*row, last) for last in range(size[-1])]
+        out += sum(
+            _shifted(padded, tap, size, count) * kernel[(..., *tap, *_ones(size))] for tap in taps
+        )
     return out
 
 
-def _window(padded: jax.Array, start: Sequence[int], size: Sequence[int]) -> jax.Array:
-    return padded[(..., *(slice(o, o + n) for o, n in zip(start, size, strict=True)))]
+def _ones(size: Sequence[int]) -> tuple[slice, ...]:
+    return (slice(None),) * len(size)
 
 
-def _direct_forward(x, kernel):
-    return _direct(x, kernel), (x, kernel)
+def _shifted(
+    padded: jax.Array, tap: Sequence[int], size: Sequence[int], count: Sequence[int]
+) -> jax.Array:
+    offsets = [k - 1 - r for r, k in zip(tap, size, strict=True)]
+    return padded[(..., *(slice(o, o + c) for o, c in zip(offsets, count, strict=True)))]
 
 
-def _direct_backward(residuals, dy):
+def _direct_forward(window, x, kernel):
+    return _direct(window, x, kernel), (x, kernel)
+
+
+def _direct_backward(window, residuals, dy):
     x, kernel = residuals
-    flipped = jnp.flip(kernel, range(1, kernel.ndim))
-    dx = _taps(dy, flipped, [k // 2 for k in kernel.shape[1:]])
-    return dx, kernel_gradient(x, dy, kernel.shape[1:]).astype(kernel.dtype)
+    # dx[i] = Σ_j dy[j] kernel[start + j - i]: a convolution with the kernel turned around.
+    turned = jnp.flip(kernel, range(2, kernel.ndim))
+    axes = zip(window.start, kernel.shape[2:], strict=True)
+    dx = _taps(dy, turned, [k - 1 - s for s, k in axes], x.shape[2:])
+    transform = window.transform("dft", x.shape[2:], kernel.shape[2:])
+    a = transform.forward(x, _everywhere(x))
+    d = transform.forward(dy, window.positions())
+    return dx, _kernel_part(transform, multiply(d, conjugate(a)), kernel.shape)
 
 
 _direct.defvjp(_direct_forward, _direct_backward)
 
 
-def _dft(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    plan = Plan(x.shape[2:], kernel.shape[1:])
-    dtype = jnp.promote_types(jnp.float32, x.dtype)
-    spectrum = transform(x.astype(dtype), plan.forward)
-    response = transform(kernel.astype(dtype)[:, None], plan.kernel)
-    return invert(multiply(spectrum, response), plan.inverse).astype(x.dtype)
-
-
-def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_size: Sequence[int]) -> jax.Array:
-    """`Σ_b,i dy[c, b, i] x[c, b, i + r - (k-1)//2]` for every kernel position r.
-
-    Args:
-      x: `(channels, batch, *spatial)`, what was correlated.
-      dy: the same shape, the gradient of the result.
-      kernel_size: positions of the kernel per axis.
-
-    Returns:
-      `(channels, *kernel_size)` in float32 or wider.
-    """
-    plan = Plan(x.shape[2:], kernel_size)
-    dtype = jnp.promote_types(jnp.float32, x.dtype)
-    a, b = (transform(z.astype(dtype), plan.forward) for z in (x, dy))
-    product = Spectrum(
-        jnp.sum(a.real * b.real + a.imag * b.imag, axis=1, keepdims=True),
-        jnp.sum(a.imag * b.real - a.real * b.imag, axis=1, keepdims=True),
-    )
-    return invert(product, plan.lags)[:, 0]
-
-
-class Spectrum(NamedTuple):
-    """Real and imaginary part of a half spectrum, spatial axes in reverse order.
-
-    `(channels, batch, *reversed frequencies)` each.
-    """
-
-    real: jax.Array
-    imag: jax.Array
-
-
-class Plan:
-    """The matrices of one size of map and kernel, one per axis and use.
-
-    A circular transform of length `n + k//2` gives the n wanted outputs of a linear correlation,
-    since what wraps around falls on zeros. The last axis keeps half its frequencies.
-
-    Attributes:
-      forward: of a map.
-      kernel: of a kernel: conjugate, as for a correlation, and delayed by the padding.
-      inverse: back to a map.
-      lags: back to a kernel's positions.
-    """
-
-    def __init__(self, size: Sequence[int], kernel_size: Sequence[int]):
-        lengths = [n + k // 2 for n, k in zip(size, kernel_size, strict=True)]
-        counts = [*lengths[:-1], lengths[-1] // 2 + 1]
-        maps = [range(n) for n in size]
-        lags = [range(-((k - 1) // 2), k // 2 + 1) for k in kernel_size]
-        self.forward = _matrices(maps, lengths, counts, -1)
-        self.kernel = _matrices(lags, lengths, counts, +1)
-        self.inverse = _inverses(maps, lengths, counts)
-        self.lags = _inverses(lags, lengths, counts)
-
-
-def _matrices(positions, lengths, counts, sign) -> list[np.ndarray]:
-    """`exp(sign 2πi position frequency / length)` of each axis, `(positions, frequencies)`."""
-    axes = zip(positions, lengths, counts, strict=True)
-    turns = [(np.outer(p, np.arange(f)) % m) / m for p, m, f in axes]
-    return [np.exp(sign * 2j * np.pi * t) for t in turns]
-
-
-def _inverses(positions, lengths, counts) -> list[np.ndarray]:
-    """The matrices back, `(frequencies, positions)`; the half axis counts its twins."""
-    twins = np.full(counts[-1], 2.0)
-    twins[0] = 1
-    if lengths[-1] % 2 == 0:
-        twins[-1] = 1
-    matrices = [
-        w.T / m for w, m in zip(_matrices(positions, lengths, counts, +1), lengths, strict=True)
+def _chunked(function, x: jax.Array, kernel: jax.Array, max_bytes: int | None) -> jax.Array:
+    """`function(x, kernel)`, in parts along the channels that keep the bound."""
+    parts = 1 if max_bytes is None else min(len(x), -(-_temporary_bytes(x, kernel) // max_bytes))
+    if parts == 1:
+        return function(x, kernel)
+    rest = -len(x) % parts
+    split = [
+        jnp.pad(a, [(0, rest)] + [(0, 0)] * (a.ndim - 1)).reshape(parts, -1, *a.shape[1:])
+        for a in (x, kernel)
     ]
-    return [*matrices[:-1], matrices[-1] * twins[:, None]]
+    out = jax.lax.map(jax.checkpoint(lambda pair: function(*pair)), tuple(split))
+    return out.reshape(-1, *out.shape[2:])[: len(x)]
 
 
-def transform(x: jax.Array, matrices: Sequence[np.ndarray]) -> Spectrum:
-    """Real `(channels, batch, *size)` to its half spectrum."""
-    spectrum = Spectrum(*_product(x, matrices[-1], -1))
-    for axis, matrix in enumerate(reversed(matrices[:-1]), start=2):
-        spectrum = _complex_product(spectrum, matrix, -axis)
-    return spectrum
-
-
-def multiply(a: Spectrum, b: Spectrum) -> Spectrum:
-    """Complex product, broadcasting over the batch."""
-    return Spectrum(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)
-
-
-def invert(spectrum: Spectrum, matrices: Sequence[np.ndarray]) -> jax.Array:
-    """Half spectrum to the positions that the matrices lead to: `(channels, batch, *size)`."""
-    for axis, matrix in enumerate(matrices[:-1], start=1):
-        spectrum = _complex_product(spectrum, matrix, -axis)
-    last = -len(matrices)
-    return _along(spectrum.real, matrices[-1].real, last) - _along(
-        spectrum.imag, matrices[-1].imag, last
-    )
-
-
-def _complex_product(x: Spectrum, matrix: np.ndarray, axis: int) -> Spectrum:
-    (rr, ri), (ir, ii) = (_product(part, matrix, axis) for part in x)
-    return Spectrum(rr - ii, ri + ir)
-
-
-def _product(x: jax.Array, matrix: np.ndarray, axis: int) -> list[jax.Array]:
-    """`x` times the real and the imaginary part of a matrix, in one product."""
-    return jnp.split(_along(x, np.concatenate([matrix.real, matrix.imag], 1), axis), 2, axis=-1)
-
-
-def _along(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
-    """Contracts one axis of `x` with the first of `matrix`, and puts the result last."""
-    contract = functools.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
-    return contract(x, jnp.asarray(matrix, x.dtype), axes=(axis, 0))
+def _temporary_bytes(x: jax.Array, kernel: jax.Array) -> int:
+    """About what a transform of both needs: the spectra, twice as long, and what is on the way."""
+    axes = zip(x.shape[2:], kernel.shape[2:], strict=True)
+    circle = math.prod(n + k for n, k in axes)
+    return 4 * x.dtype.itemsize * circle * len(x) * (x.shape[1] + kernel.shape[1])

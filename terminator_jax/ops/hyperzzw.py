@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from terminator_jax.ops.convolution import convolve_all, fft_conv
+
 
 def dot(hyper: jax.Array, u: jax.Array) -> jax.Array:
     """Per channel, the matrix product of two square maps: `Σ_k hyper[b,i,k,c] u[b,k,j,c]`.
@@ -41,6 +43,19 @@ def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
     return hyper * u
 
 
+def convolution(hyper: jax.Array, u: jax.Array) -> jax.Array:
+    """u convolved with each sample's hyper-kernel times its input: linear, 'same'.
+
+    Example:
+      >>> u = jnp.ones((2, 9, 3))
+      >>> convolution(u, u)[0, :, 0].round(3).tolist()
+      [5.0, 6.0, 7.0, 8.0, 9.0, 8.0, 7.0, 6.0, 5.0]
+    """
+    if hyper.shape != u.shape:
+        raise ValueError(f"convolution needs equal shapes, got {hyper.shape} and {u.shape}")
+    return fft_conv(u, hyper)
+
+
 def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """`y ⊙ kernel ⊙ y`, the elementwise HyperZZW that interactions gate with."""
     return y * kernel * y
@@ -52,9 +67,17 @@ def _dots(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
     return [hyper @ u for u in maps]
 
 
+def _convolutions(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
+    return convolve_all(maps, hyper)
+
+
 def _products(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
     return [hyper * u for u in maps]
 
 
 Operator = Callable[[jax.Array, Sequence[jax.Array]], list[jax.Array]]
-OPERATORS: dict[str, Operator] = {"dot": _dots, "product": _products}
+OPERATORS: dict[str, Operator] = {
+    "dot": _dots,
+    "product": _products,
+    "convolution": _convolutions,
+}

@@ -90,6 +90,9 @@ class Checkpoints:
             step: which checkpoint.
             like: the shapes and dtypes of the state.
             sharding: where to put each array.
+
+        Raises:
+            InputError: if the checkpoint is of a state of another structure.
         """
         wanted = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
@@ -97,7 +100,13 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted), batches=ocp.args.JsonRestore()
         )
-        found = self._manager.restore(step, args=items)
+        try:
+            found = self._manager.restore(step, args=items)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the checkpoint of step {step} in {self.directory} does not fit this "
+                "configuration, or is of another version of the package"
+            ) from error
         return found.state, found.batches
 
     def close(self) -> None:

@@ -80,9 +80,11 @@ def train(config: ConfigDict, workdir: Path) -> Outcome:
 def train_batches(run: Run, pictures: pipeline.Pictures | pipeline.Split) -> grain.DatasetIterator:
     """The training batches of this process, augmented as the configuration says."""
     data, process = run.config.data, own_process()
-    augmentations = [augment.RandomCrop(data.padding, data.padding_mode, process)] * bool(
-        data.padding
-    ) + [augment.RandomFlip(process)] * data.flip
+    augmentations = []
+    if data.padding:
+        augmentations.append(augment.RandomCrop(data.padding, data.padding_mode, process))
+    if data.flip:
+        augmentations.append(augment.RandomFlip(process))
     return pipeline.train_batches(
         pictures,
         run.config.batch_size,
@@ -178,13 +180,10 @@ def _divides(every: int, step: int) -> bool:
 
 
 def _check_finite(means: Scalars, step: int, checkpoints: Checkpoints) -> None:
+    """Raises InputError if the loss is not finite, before that is saved."""
     if not math.isfinite(means["loss"]):
-        last = (
-            "there is no checkpoint yet"
-            if checkpoints.latest is None
-            else (f"the last checkpoint is of step {checkpoints.latest}")
-        )
+        last = checkpoints.latest
         raise InputError(
             f"the loss is {means['loss']} at step {step}: lower config.optimizer.learning_rate; "
-            f"{last}"
+            + (f"the last checkpoint is of step {last}" if last else "there is no checkpoint yet")
         )

@@ -19,6 +19,8 @@ from terminator_jax.layers import (
 )
 from terminator_jax.layers.magnet import evaluate, gabor_init, uniform
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SIZES = (3, 5, 1, 5)
 
 
@@ -62,7 +64,7 @@ def test_kernels_depend_on_the_mean_of_the_batch_only(x64):
 
 
 def test_networks_evaluated_together_are_each_its_own(x64):
-    """Values and gradients, of networks of several sizes, widths, depths and dtypes."""
+    """Values and gradients, of networks of several sizes, depths and dtypes."""
 
     def make():
         wide = dict(param_dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -71,9 +73,7 @@ def test_networks_evaluated_together_are_each_its_own(x64):
                 GlobalSlowNet((4, 3), 5, hidden=3, **wide),
                 ChannelSlowNet(7, hidden=3, **wide),
                 SpatialSlowNet((2, 2), hidden=3, **wide),
-                ChannelSlowNet(5, hidden=3, **wide),
-                GlobalSlowNet((4, 3), 2, hidden=4, **wide),
-                GlobalSlowNet((5, 3), 2, hidden=3, layers=1, **wide),
+                ChannelSlowNet(5, hidden=3, layers=1, **wide),
                 ChannelSlowNet(5, hidden=3, rngs=nnx.Rngs(0)),
             ]
         )

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-CASES = ["BS", "G-IBS", "LocalSlowNets", "LocalBranches", "ChannelDropout", "SFNEBlock"]
+CASES = ["BS", "G-IBS", "LocalBranches", "ChannelDropout", "SFNEBlock"]
 
 CODE = """
 import json
@@ -18,10 +18,10 @@ from jax.sharding import AxisType, PartitionSpec as P
 from nets import filled, normal, relative
 from terminator_jax.layers import (
     BatchStandardization, ChannelDropout, GroupInstanceBatchStandardization, LocalBranch,
-    LocalBranches, LocalSlowNets, SFNEBlock, SlowWidths,
+    LocalBranches, SFNEBlock, SlowWidths,
 )
 
-BRANCHES = [LocalBranch(3, "x", "h"), LocalBranch(5, "u", "x")]
+BRANCHES = [LocalBranch(1, "x", "h"), LocalBranch(3, "u", "x")]
 WIDTHS = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths.__annotations__})
 NET = dict(hidden=3, layers=1, param_dtype=jnp.float64)
 
@@ -37,10 +37,6 @@ def maps(x):
 CASES = {
     "BS": (lambda a: BatchStandardization(axis_name=a), lambda m, x: m(x)),
     "G-IBS": (lambda a: GroupInstanceBatchStandardization(2, axis_name=a), lambda m, x: m(x)),
-    "LocalSlowNets": (
-        lambda a: LocalSlowNets([3, 5], 4, axis_name=a, rngs=init(), **NET),
-        lambda m, x: m([x, jnp.sin(x)]),
-    ),
     "LocalBranches": (
         lambda a: LocalBranches(BRANCHES, 4, axis_name=a, rngs=init(), **NET),
         lambda m, x: jnp.concatenate(m(maps(x)), -1),
@@ -70,7 +66,7 @@ def whole(loss, params, x, w):
     (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x, w)
     return out, *grads
 
-def with_pmap(loss, params, x, w, per_sample):
+def with_pmap(loss, params, x, w):
     n = jax.device_count()
 
     def step(params, x, w):
@@ -78,22 +74,19 @@ def with_pmap(loss, params, x, w, per_sample):
         return out, jax.lax.pmean(grads, "batch"), dx / n
 
     split = lambda a: a.reshape(n, -1, *a.shape[1:])
-    run = jax.pmap(step, "batch", in_axes=(None, 0, 0 if per_sample else None))
-    out, grads, dx = run(params, split(x), split(w) if per_sample else w)
-    out = out.reshape(w.shape) if per_sample else out[-1]
-    return out, jax.tree.map(lambda a: a[-1], grads), dx.reshape(x.shape)
+    out, grads, dx = jax.pmap(step, "batch", in_axes=(None, 0, 0))(params, split(x), split(w))
+    return out.reshape(w.shape), jax.tree.map(lambda a: a[-1], grads), dx.reshape(x.shape)
 
-def with_shard_map(loss, params, x, w, per_sample):
+def with_shard_map(loss, params, x, w):
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
-    split = P("batch")
-    spec = split if per_sample else P()
 
     def mean_loss(params, x, w):
         value, out = loss(params, x, w)
-        return jax.lax.pmean(value, "batch") if per_sample else value, out
+        return jax.lax.pmean(value, "batch"), out
 
+    split = P("batch")
     sharded = jax.shard_map(
-        mean_loss, mesh=mesh, in_specs=(P(), split, spec), out_specs=(P(), spec)
+        mean_loss, mesh=mesh, in_specs=(P(), split, split), out_specs=(P(), split)
     )
     return whole(sharded, params, x, w)
 
@@ -109,12 +102,12 @@ x = normal(8, 4, 4, 4)
 for name, (make, call) in CASES.items():
     loss, params = function(make, call, None)
     shape = jax.eval_shape(loss, params, x, 1.0)[1].shape
-    w, per_sample = normal(*shape, seed=9), shape[0] == len(x)
+    w = normal(*shape, seed=9)
     expected = jax.tree.leaves(whole(loss, params, x, w))
     loss, params = function(make, call, "batch")
     for split in (with_pmap, with_shard_map):
         try:
-            found = errors(split, expected, loss, params, x, w, per_sample)
+            found = errors(split, expected, loss, params, x, w)
             result = len(found), max(found)
         except Exception as error:
             result = 0, repr(error)

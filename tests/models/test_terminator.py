@@ -13,6 +13,8 @@ from nets import filled
 from terminator_jax.layers import LocalBranch
 from terminator_jax.models import Terminator, TerminatorConfig
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 TINY = TerminatorConfig(
     size=(4, 4), channels=2, num_classes=3, factors=(2, 2, 1), skips=((), (0,), (1, 0)),
     dropout=(0.0, 0.5, 0.5), branches=(LocalBranch(1, "u", "h"),), groups=2,
@@ -54,9 +56,8 @@ def test_the_published_skips():
     assert config.dropout == (0.0, 0.05, 0.05, 0.05, 0.05)
 
 
-@pytest.mark.parametrize("variant", ["mnist", "digits"])
-def test_variants(variant):
-    config = getattr(TerminatorConfig, variant)(num_classes=7)
+def test_shapes_of_a_variant():
+    config = TerminatorConfig.mnist(num_classes=7)
     model = abstract(config)
     x = jnp.zeros((2, *config.size, config.channels))
     logits, inter = jax.eval_shape(lambda m, x: m(x, intermediates=True), model, x)
@@ -86,11 +87,8 @@ def primitives(jaxpr, name):
                     yield from primitives(inner, name)
 
 
-BFLOAT16 = [dict(dtype=jnp.bfloat16), dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)]
-
-
-@pytest.mark.parametrize("dtypes", BFLOAT16, ids=["compute", "compute and parameters"])
-def test_bfloat16_keeps_phases_kernels_and_logits_in_float32(dtypes):
+def test_bfloat16_keeps_phases_kernels_and_logits_in_float32():
+    dtypes = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     model = filled(lambda: Terminator(TINY, rngs=nnx.Rngs(0), **dtypes))
     x = jnp.zeros((2, 4, 4, 2))
     jaxpr, (logits, inter) = jax.make_jaxpr(

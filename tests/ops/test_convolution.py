@@ -1,7 +1,9 @@
-"""Depthwise correlation: every method against its definition in NumPy, and its gradients."""
+"""Depthwise convolution: every method against the definition, gradients by the adjoint."""
 
 import functools
+import math
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,135 +11,251 @@ import numpy as np
 import pytest
 from nets import normal, relative
 
-from terminator_jax.ops.convolution import DIRECT_UP_TO, METHODS, depthwise_correlate
+from terminator_jax.ops.channel_major import enter, leave
+from terminator_jax.ops.convolution import (
+    DENSE_UP_TO,
+    DIRECT_UP_TO,
+    METHODS,
+    convolve_all,
+    convolve_reference,
+    depthwise_correlate,
+    fft_conv,
+)
+from terminator_jax.ops.fourier import fast_length
 
 pytestmark = pytest.mark.usefixtures("x64")
+methods = pytest.mark.parametrize("method", ["fft", "dft", "direct"])
 
-# Of map and kernel, per axis: odd and even, unequal, one position, kernels beyond the map.
-SIZES = [
-    ((7,), (4,)),
-    ((8,), (1,)),
-    ((1,), (4,)),
-    ((6, 6), (5, 5)),
-    ((7, 6), (3, 4)),
-    ((5, 8), (1, 6)),
-    ((3, 4), (9, 8)),
-    ((4, 3, 5), (3, 2, 7)),
+
+class Case(NamedTuple):
+    """Sizes of map and kernel per axis, and how they meet."""
+
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    padding: str = "same"
+    correlate: bool = False
+    per_sample: bool = False
+
+    def __str__(self):
+        marks = ["correlate"] * self.correlate + ["per sample"] * self.per_sample
+        return "-".join([self.padding, str(self.size), str(self.kernel), *marks])
+
+
+# Odd and even, equal and unequal, one position, beyond the map.
+CASES = [
+    Case((7,), (4,)),
+    Case((8,), (3,), correlate=True),
+    Case((1,), (4,), correlate=True),
+    Case((6,), (13,), per_sample=True),
+    Case((7, 6), (3, 4), correlate=True),
+    Case((5, 8), (1, 6)),
+    Case((3, 4), (9, 8), correlate=True, per_sample=True),
+    Case((4, 3, 5), (3, 2, 7)),
+    Case((9,), (4,), "causal"),
+    Case((5,), (8,), "causal", per_sample=True),
+    Case((8, 7), (3, 7), "valid"),
+    Case((9,), (4,), "valid", correlate=True),
+    Case((7, 6), (4, 3), "circular", correlate=True),
+    Case((5,), (12,), "circular", per_sample=True),
 ]
-methods = pytest.mark.parametrize("method", ["dft", "direct"])
-sizes = pytest.mark.parametrize(("size", "kernel_size"), SIZES, ids=str)
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def definition(x, kernel):
-    """`out[b, i, c] = Σ_r x[b, i + r - (k-1)//2, c] kernel[r, c]`, x zero outside."""
-    x, kernel = np.asarray(x), np.asarray(kernel)
-    out = np.zeros_like(x)
-    for i in np.ndindex(*x.shape[1:-1]):
-        for r in np.ndindex(*kernel.shape[:-1]):
-            at = [n + o - (k - 1) // 2 for n, o, k in zip(i, r, kernel.shape, strict=False)]
-            if all(0 <= a < n for a, n in zip(at, x.shape[1:-1], strict=True)):
-                out[(slice(None), *i)] += x[(slice(None), *at)] * kernel[r]
-    return out
+def arrays(case, channels=2, batch=3, dtype=np.float64):
+    """A map and a kernel in which nothing is symmetric: a flip or a shift shows."""
+    lead = (batch,) if case.per_sample else ()
+    x = normal(batch, *case.size, channels, seed=1, dtype=dtype)
+    return x, normal(*lead, *case.kernel, channels, seed=2, dtype=dtype)
 
 
-def definition_gradients(x, kernel, w):
-    """Of Σ w·out: the same sums, read the other way."""
-    x, kernel, w = map(np.asarray, (x, kernel, w))
-    dx, dkernel = np.zeros_like(x), np.zeros_like(kernel)
-    for i in np.ndindex(*x.shape[1:-1]):
-        for r in np.ndindex(*kernel.shape[:-1]):
-            at = [n + o - (k - 1) // 2 for n, o, k in zip(i, r, kernel.shape, strict=False)]
-            if all(0 <= a < n for a, n in zip(at, x.shape[1:-1], strict=True)):
-                here = w[(slice(None), *i)]
-                dx[(slice(None), *at)] += here * kernel[r]
-                dkernel[r] += (here * x[(slice(None), *at)]).sum(0)
-    return dx, dkernel
-
-
-def random_case(size, kernel_size, channels=2, batch=3, dtype=np.float64):
-    """Nothing is symmetric here: a flip or a shift shows."""
-    x = normal(batch, *size, channels, seed=1, dtype=dtype)
-    kernel = normal(*kernel_size, channels, seed=2, dtype=dtype)
-    return x, kernel, normal(*x.shape, seed=3, dtype=dtype)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run(method, x, kernel, w):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run(case, method, max_bytes, x, kernel, w):
     """The result, and the gradients of Σ w·result."""
-    out, pullback = jax.vjp(lambda *a: depthwise_correlate(*a, method=method), x, kernel)
+
+    def convolve(x, kernel):
+        return fft_conv(
+            x, kernel, padding=case.padding, method=method, correlate=case.correlate,
+            max_bytes=max_bytes,
+        )  # fmt: skip
+
+    out, pullback = jax.vjp(convolve, x, kernel)
     return out, *pullback(w.astype(out.dtype))
 
 
-@methods
-@sizes
-def test_follows_the_definition(method, size, kernel_size):
-    x, kernel, w = random_case(size, kernel_size)
-    out, dx, dkernel = run(method, x, kernel, w)
-    assert relative(out, definition(x, kernel)) < 1e-12
-    expected_dx, expected_dkernel = definition_gradients(x, kernel, w)
-    assert relative(dx, expected_dx) < 1e-12
-    assert relative(dkernel, expected_dkernel) < 1e-12
+def check(case, method, tolerance=1e-12, max_bytes=None, dtype=np.float64):
+    """Against the definition; ⟨gradient, v⟩ must be what the definition makes of v."""
+    x, kernel = arrays(case, dtype=dtype)
+    define = functools.partial(convolve_reference, padding=case.padding, correlate=case.correlate)
+    expected = define(x, kernel)
+    w = normal(*expected.shape, seed=3, dtype=dtype)
+    out, dx, dkernel = run(case, method, max_bytes, x, kernel, w)
+    assert {a.dtype for a in (out, dx, dkernel)} == {np.dtype(dtype)}
+    assert relative(out, expected) < tolerance
+    for seed in (4, 5):
+        vx, vk = normal(*x.shape, seed=seed), normal(*kernel.shape, seed=seed + 9)
+        for gradient, v, result in ((dx, vx, define(vx, kernel)), (dkernel, vk, define(x, vk))):
+            terms = np.float64(w) * result
+            found = np.sum(np.float64(gradient) * v)
+            assert abs(found - terms.sum()) < tolerance * np.linalg.norm(terms) * 10
 
 
 @methods
-def test_is_a_convolution_with_the_flipped_kernel(method):
-    """As NumPy's own, for an odd kernel: the definition above is not wrong in the same way."""
-    x, kernel, _ = random_case((9,), (5,), channels=1, batch=1)
-    expected = np.convolve(x[0, :, 0], kernel[::-1, 0], mode="same")
-    assert relative(depthwise_correlate(x, kernel, method=method)[0, :, 0], expected) < 1e-12
+@every_case
+def test_follows_the_definition(case, method):
+    check(case, method)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((700,), (700,), "causal"),
+        Case((DENSE_UP_TO + 3,), (6,), "circular"),
+        Case((2**14,), (30,), correlate=True),
+    ],
+    ids=str,
+)
+def test_long_sequences(case):
+    """Which the matrix products fold, in two steps and in three."""
+    check(case, "dft", tolerance=1e-11)
 
 
 @methods
 def test_float32_is_as_exact_as_float32_can_be(method):
-    x, kernel, w = random_case((16, 16), (5, 5), dtype=np.float32)
-    found = run(method, x, kernel, w)
-    wide = [np.float64(a) for a in (x, kernel, w)]
-    for part, expected in zip(
-        found, [definition(*wide[:2]), *definition_gradients(*wide)], strict=True
+    check(Case((16, 16), (5, 5)), method, tolerance=3e-6, dtype=np.float32)
+
+
+def brute_force(x, kernel, circular):
+    """`Σ_r kernel[r] x[i + r - (k-1)//2]`, one number after the other."""
+    out = np.zeros(x.shape)
+    for i in np.ndindex(*x.shape[1:-1]):
+        for r in np.ndindex(*kernel.shape[:-1]):
+            at = [n + o - (k - 1) // 2 for n, o, k in zip(i, r, kernel.shape, strict=False)]
+            inside = all(0 <= a < n for a, n in zip(at, x.shape[1:-1], strict=True))
+            if inside or circular:
+                at = [a % n for a, n in zip(at, x.shape[1:-1], strict=True)]
+                out[(slice(None), *i)] += np.asarray(x)[(slice(None), *at)] * kernel[r]
+    return out
+
+
+@pytest.mark.parametrize("padding", ["same", "circular"])
+@pytest.mark.parametrize(("size", "kernel"), [((5, 4), (3, 4)), ((3, 4), (7, 6))], ids=str)
+def test_the_definition_itself(padding, size, kernel):
+    x, k = (np.asarray(a) for a in arrays(Case(size, kernel)))
+    found = convolve_reference(x, k, padding=padding, correlate=True)
+    assert relative(found, brute_force(x, k, padding == "circular")) < 1e-13
+
+
+@pytest.mark.parametrize("k", [4, 5])
+def test_the_definition_is_numpys(k):
+    x, kernel = (np.asarray(a) for a in arrays(Case((9,), (k,)), channels=1, batch=1))
+    full = np.convolve(x[0, :, 0], kernel[:, 0])
+    for padding, expected in (
+        ("same", full[(k - 1) // 2 :][:9]),
+        ("causal", full[:9]),
+        ("valid", np.convolve(x[0, :, 0], kernel[:, 0], mode="valid")),
     ):
-        assert part.dtype == jnp.float32
-        assert relative(part, expected) < 2e-6
+        found = convolve_reference(x, kernel, padding=padding)[0, :, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_depthwise_correlate_does_not_flip():
+    x, kernel = (np.asarray(a) for a in arrays(Case((5, 6), (3, 4))))
+    assert relative(depthwise_correlate(x, kernel), brute_force(x, kernel, False)) < 1e-12
 
 
 @methods
 def test_keeps_the_dtypes(method):
-    x, kernel, w = random_case((6, 6), (3, 3), dtype=np.float32)
-    out, dx, dkernel = run(method, x.astype(jnp.bfloat16), kernel, w)
-    assert (out.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
-    expected = definition(x, kernel), *definition_gradients(x, kernel, w)
-    for part, wanted in zip((out, dx, dkernel), expected, strict=True):
+    case = Case((6, 6), (3, 3))
+    x, kernel = arrays(case, dtype=np.float32)
+    expected = run(case, method, None, x, kernel, x)
+    found = run(case, method, None, x.astype(jnp.bfloat16), kernel, x)
+    assert [a.dtype for a in found] == ["bfloat16", "bfloat16", "float32"]
+    for part, wanted in zip(found, expected, strict=True):
         assert relative(part.astype(jnp.float32), wanted) < 0.03
-
-
-@pytest.mark.parametrize("positions", [DIRECT_UP_TO, DIRECT_UP_TO + 1])
-def test_auto_is_one_of_the_methods(positions):
-    assert set(METHODS) == {"auto", "dft", "direct"}
-    x, kernel, w = random_case((6,), (positions,))
-    for found, wanted in zip(run("auto", x, kernel, w), run("dft", x, kernel, w), strict=True):
-        assert relative(found, wanted) < 1e-12
 
 
 @methods
 def test_a_large_value_leaves_the_other_channels_alone(method):
     """Channels and samples do not mix, not even by rounding."""
-    x, kernel, _ = random_case((8, 8), (5, 5), dtype=np.float32)
-    out, _, _ = run(method, x, kernel, x)
-    huge, _, _ = run(method, x.at[0, :, :, 0].mul(1e12), kernel, x)
-    assert relative(huge[1:], out[1:]) < 1e-6
-    assert relative(huge[0, ..., 1], out[0, ..., 1]) < 1e-6
+    case = Case((8, 8), (5, 5))
+    x, kernel = arrays(case, dtype=np.float32)
+    out, _, _ = run(case, method, None, x, kernel, x)
+    huge, _, _ = run(case, method, None, x.at[0, :, :, 0].mul(1e12), kernel, x)
+    assert relative(huge[1:], out[1:]) < 1e-5
+    assert relative(huge[0, ..., 1], out[0, ..., 1]) < 1e-5
+
+
+@pytest.mark.parametrize("case", [Case((6, 5), (3, 3)), Case((9,), (9,), per_sample=True)], ids=str)
+@pytest.mark.parametrize("method", ["dft", "direct"])
+def test_bounded_memory_changes_nothing(case, method):
+    """Five channels do not divide into two or three parts."""
+    x, kernel = arrays(case, channels=5)
+    whole = run(case, method, None, x, kernel, x)
+    for max_bytes in (1, 8_000, 20_000):
+        found = run(case, method, max_bytes, x, kernel, x)
+        for part, expected in zip(found, whole, strict=True):
+            assert relative(part, expected) < 1e-12
+    bounded = functools.partial(fft_conv, max_bytes=8_000)
+    assert "scan" not in str(jax.make_jaxpr(fft_conv)(x, kernel))
+    assert "scan" in str(jax.make_jaxpr(bounded)(x, kernel))
+
+
+@pytest.mark.parametrize("method", ["auto", "fft", "dft", "direct"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_several_maps_with_one_kernel(method, per_sample):
+    x, kernel = arrays(Case((6, 5), (6, 5), per_sample=per_sample))
+    maps, w = [x, jnp.sin(x), x * x], normal(*x.shape, seed=3)
+
+    def together(maps, kernel):
+        kernel = kernel if per_sample else kernel[None]
+        return map(leave, convolve_all([*map(enter, maps)], enter(kernel), method=method))
+
+    def each(maps, kernel):
+        return [fft_conv(x, kernel, method="dft") for x in maps]
+
+    def gradients(function):
+        def loss(maps, kernel):
+            outs = list(function(maps, kernel))
+            return sum(jnp.sum(w * n * out) for n, out in enumerate(outs, start=1)), outs
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(maps, kernel)
+
+    pairs = zip(*map(jax.tree.leaves, (gradients(together), gradients(each))), strict=True)
+    for found, expected in pairs:
+        assert relative(found, expected) < 1e-12
+
+
+def test_auto_is_one_of_the_methods():
+    assert set(METHODS) == {"auto", "fft", "dft", "direct"}
+    for positions in (DIRECT_UP_TO, DIRECT_UP_TO + 1):
+        check(Case((6,), (positions,)), "auto")
 
 
 @pytest.mark.parametrize(
-    ("x", "kernel", "method", "message"),
+    ("x", "kernel", "kwargs", "message"),
     [
-        ((2, 8, 8, 3), (3, 3, 3), "fft", "method 'fft' is not one of"),
-        ((2, 8, 8, 3), (3, 3, 4), "auto", "got (2, 8, 8, 3) and (3, 3, 4)"),
-        ((2, 8, 8, 3), (3, 3), "auto", "got (2, 8, 8, 3) and (3, 3)"),
-        ((8, 3), (3,), "auto", "got (8, 3) and (3,)"),
+        ((2, 8, 8, 3), (3, 3, 3), dict(method="slow"), "method 'slow' is not one of"),
+        ((2, 8, 8, 3), (3, 3, 3), dict(padding="full"), "padding 'full' is not one of"),
+        ((2, 8, 8, 3), (3, 3, 4), {}, "got (2, 8, 8, 3) and (3, 3, 4)"),
+        ((2, 8, 8, 3), (3, 3), {}, "got (2, 8, 8, 3) and (3, 3)"),
+        ((2, 8, 8, 3), (3, 3, 3, 3), {}, "got (2, 8, 8, 3) and (3, 3, 3, 3)"),
+        ((8, 3), (3,), {}, "got (8, 3) and (3,)"),
+        (
+            (2, 8, 8, 3),
+            (3, 3, 3),
+            dict(padding="causal"),
+            "for one spatial axis, got x (2, 8, 8, 3)",
+        ),
+        ((2, 4, 3), (5, 3), dict(padding="valid"), "no position of x (2, 4, 3) is valid"),
     ],
 )
-def test_errors_are_raised_at_tracing(x, kernel, method, message):
+def test_errors_are_raised_at_tracing(x, kernel, kwargs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        jax.eval_shape(
-            lambda x, k: depthwise_correlate(x, k, method=method), jnp.zeros(x), jnp.zeros(kernel)
-        )
+        jax.eval_shape(lambda x, k: fft_conv(x, k, **kwargs), jnp.zeros(x), jnp.zeros(kernel))
+
+
+def test_fast_lengths_have_small_factors_and_are_the_next():
+    smooth = {2**a * 3**b * 5**c for a in range(11) for b in range(8) for c in range(6)}
+    for n in range(1, 700):
+        assert fast_length(n) == min(m for m in smooth if m >= n)
+    assert math.log2(fast_length(2**20)) == 20

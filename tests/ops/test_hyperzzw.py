@@ -10,8 +10,7 @@ from nets import normal, relative
 
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.channel_major import enter, leave
-
-PLAIN = {"dot": hyperzzw.dot, "product": hyperzzw.product}
+from terminator_jax.ops.convolution import convolve_reference
 
 
 def test_dot(x64):
@@ -39,7 +38,14 @@ def test_operators_are_the_functions_channel_major(x64, name):
     hyper, *maps = (normal(2, 4, 4, 3, seed=n) for n in range(3))
     found = hyperzzw.OPERATORS[name](enter(hyper), [enter(u) for u in maps])
     for out, u in zip(found, maps, strict=True):
-        assert relative(leave(out), PLAIN[name](hyper, u)) < 1e-13
+        assert relative(leave(out), getattr(hyperzzw, name)(hyper, u)) < 1e-12
+
+
+@pytest.mark.parametrize("size", [(7,), (4, 5)], ids=str)
+def test_convolution(x64, size):
+    """Each sample has its own kernel, as large as the map."""
+    hyper, u = normal(2, *size, 3), normal(2, *size, 3, seed=2)
+    assert relative(hyperzzw.convolution(hyper, u), convolve_reference(u, hyper)) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,7 @@ def test_operators_are_the_functions_channel_major(x64, name):
         (hyperzzw.dot, (2, 4, 5, 3), (2, 4, 5, 3), "got (2, 4, 5, 3) and (2, 4, 5, 3)"),
         (hyperzzw.dot, (2, 4, 4, 3), (2, 4, 4, 1), "got (2, 4, 4, 3) and (2, 4, 4, 1)"),
         (hyperzzw.dot, (2, 4, 3), (2, 4, 3), "choose 'product' or 'convolution' for other maps"),
+        (hyperzzw.convolution, (2, 4, 3), (1, 4, 3), "got (2, 4, 3) and (1, 4, 3)"),
         (hyperzzw.product, (2, 4, 3), (1, 4, 3), "equal shapes, got (2, 4, 3) and (1, 4, 3)"),
     ],
 )

@@ -63,6 +63,25 @@ def test_a_state_comes_back_bit_for_bit(state, tmp_path):
     checkpoints.close()
 
 
+def test_of_equals_the_last_is_the_best(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, {}, {"accuracy": 0.9})
+    assert (checkpoints.best, checkpoints.steps) == (3, [3])
+    checkpoints.close()
+
+
+def test_a_state_of_another_shape(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {}, None)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for other in (state._replace(opt_state=()), state._replace(step=jnp.zeros(2, jnp.int32))):
+        with pytest.raises(InputError, match=r"checkpoint of step 1 .* does not fit") as error:
+            checkpoints.restore(1, jax.eval_shape(lambda other=other: other), sharding)
+        assert "\n" not in str(error.value)
+    checkpoints.close()
+
+
 def test_a_half_written_checkpoint_is_ignored(state, tmp_path):
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1" / "state").mkdir(parents=True)
     assert latest_step(tmp_path) is None

@@ -51,6 +51,7 @@ def state(workdir, step=44):
     """The bytes of every array in a checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    assert {"params", "opt_state", "key", "step"} <= tree.keys()
     return {
         jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -84,9 +85,7 @@ def test_killed_while_saving_and_started_again_it_ends_the_same(command, finishe
     out, _ = command.train(tmp_path, OFTEN)
     assert "going on from step 28" in out
     assert log(tmp_path) == log(finished[0])
-    expected = state(finished[0])
-    assert len(expected) > 100
-    assert state(tmp_path) == expected
+    assert state(tmp_path) == state(finished[0])
 
 
 def test_a_second_start_says_done(command, finished):

@@ -1,0 +1,229 @@
+"""Fourier transforms of channel-major maps, as matrix products or as FFTs.
+
+A circular convolution of length L is a product of spectra. Which positions of the circle a map or
+a kernel occupies, and which are wanted of the result, is told as one `range` per axis, so that
+padding and cropping cost nothing where the transform is a matrix.
+
+Every transform here takes `(channels, batch, *spatial)` and gives a `Spectrum`; how frequencies
+are ordered in it is its own affair, since spectra are only ever multiplied and turned back.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Positions = Sequence[range]
+
+
+class Spectrum(NamedTuple):
+    """Real and imaginary part, `(channels, batch, *frequencies)` each."""
+
+    real: jax.Array
+    imag: jax.Array
+
+
+def multiply(a: Spectrum, b: Spectrum) -> Spectrum:
+    """Complex product, broadcasting over the batch."""
+    return Spectrum(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)
+
+
+def conjugate(a: Spectrum) -> Spectrum:
+    """The spectrum of the map turned around: products with it are correlations."""
+    return Spectrum(a.real, -a.imag)
+
+
+class Transform(Protocol):
+    """A transform over circles of `lengths`, one per spatial axis."""
+
+    lengths: tuple[int, ...]
+
+    def forward(self, x: jax.Array, positions: Positions) -> Spectrum:
+        """The spectrum of a real map at these positions of the circles, zero elsewhere."""
+
+    def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
+        """The real map at these positions."""
+
+
+class DFT:
+    """The transform as dense matrix products, one per axis; the last axis keeps half of itself.
+
+    Lengths are those needed, whatever their prime factors.
+    """
+
+    def __init__(self, lengths: Sequence[int]):
+        self.lengths = tuple(lengths)
+        self._counts = (*self.lengths[:-1], self.lengths[-1] // 2 + 1)
+
+    def forward(self, x: jax.Array, positions: Positions) -> Spectrum:
+        matrices = self._waves(positions, -1)
+        spectrum = Spectrum(*_product(x, matrices[-1], -1))
+        for axis, matrix in enumerate(reversed(matrices[:-1]), start=2):
+            spectrum = _complex_product(spectrum, matrix, -axis)
+        return spectrum
+
+    def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
+        waves = zip(self._waves(positions, +1), self.lengths, strict=True)
+        matrices = [wave.T / length for wave, length in waves]
+        matrices[-1] = matrices[-1] * _twins(self.lengths[-1])[:, None]
+        for axis, matrix in enumerate(matrices[:-1], start=1):
+            spectrum = _complex_product(spectrum, matrix, -axis)
+        return _real_product(spectrum, matrices[-1], -len(matrices))
+
+    def _waves(self, positions: Positions, sign: int) -> list[np.ndarray]:
+        axes = zip(positions, self._counts, self.lengths, strict=True)
+        return [_waves(p, range(f), m, sign) for p, f, m in axes]
+
+
+class LongDFT:
+    """The transform of one long axis as products with small matrices: Cooley and Tukey's steps.
+
+    The axis is folded into as many axes as there are factors; between the products along these
+    come the twiddles. Where an FFT would put the frequencies back in order, this leaves them.
+    """
+
+    def __init__(self, lengths: Sequence[int]):
+        if len(lengths) != 1:
+            raise ValueError(f"only one axis can be folded, got lengths {tuple(lengths)}")
+        steps = 2 if lengths[0] <= 2**14 else 3
+        side = math.ceil(lengths[0] ** (1 / steps))
+        self.factors = (side,) * (steps - 1) + (-(-lengths[0] // side ** (steps - 1)),)
+        self.lengths = (math.prod(self.factors),)
+
+    def forward(self, x: jax.Array, positions: Positions) -> Spectrum:
+        folded = _placed(x, positions, self.lengths).reshape(*x.shape[:2], *self.factors)
+        axis = -len(self.factors)
+        spectrum = Spectrum(*_product(folded, self._wave(0, -1), axis))
+        for step in range(1, len(self.factors)):
+            spectrum = multiply(spectrum, self._twiddle(step, -1, spectrum.real.dtype))
+            spectrum = _complex_product(spectrum, self._wave(step, -1), axis)
+        return spectrum
+
+    def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
+        steps = len(self.factors)
+        for step in range(steps - 1, 0, -1):
+            wave = self._wave(step, +1).T / self.factors[step]
+            spectrum = _complex_product(spectrum, wave, step - steps)
+            twiddle = self._twiddle(step, +1, spectrum.real.dtype)
+            spectrum = multiply(spectrum, _reordered(twiddle, steps, step))
+        wave = self._wave(0, +1).T / self.factors[0] * _twins(self.factors[0])[:, None]
+        x = _real_product(spectrum, wave, -steps)
+        x = jnp.transpose(x, (0, 1, *range(x.ndim - 1, 1, -1)))
+        return _taken(x.reshape(*x.shape[:2], *self.lengths), positions)
+
+    def _count(self, step: int) -> int:
+        """Frequencies kept of an axis: half of the first, since the map is real."""
+        return self.factors[step] // 2 + 1 if step == 0 else self.factors[step]
+
+    def _wave(self, step: int, sign: int) -> np.ndarray:
+        length = self.factors[step]
+        return _waves(range(length), range(self._count(step)), length, sign)
+
+    def _twiddle(self, step: int, sign: int, dtype) -> Spectrum:
+        """Between two steps: axes n_step, …, n_last (folded positions), k_0, …, k_(step-1)."""
+        rest = math.prod(self.factors[step:])
+        last = self._count(step - 1)
+        wave = _waves(range(rest), range(last), self.factors[step - 1] * rest, sign)
+        shape = (1, 1, *self.factors[step:], *(1,) * (step - 1), last)
+        return Spectrum(*(jnp.asarray(w.reshape(shape), dtype) for w in (wave.real, wave.imag)))
+
+
+class FFT:
+    """The transform by XLA's real FFT; lengths are raised to ones with small prime factors."""
+
+    def __init__(self, lengths: Sequence[int], *, exact: bool = False):
+        self.lengths = tuple(lengths) if exact else tuple(fast_length(n) for n in lengths)
+
+    def forward(self, x: jax.Array, positions: Positions) -> Spectrum:
+        z = jnp.fft.rfftn(_placed(x, positions, self.lengths), axes=range(2, x.ndim))
+        return Spectrum(z.real, z.imag)
+
+    def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
+        axes = range(2, spectrum.real.ndim)
+        x = jnp.fft.irfftn(jax.lax.complex(*spectrum), s=self.lengths, axes=axes)
+        return _taken(x, positions)
+
+
+@functools.cache
+def fast_length(n: int) -> int:
+    """The smallest number from n on with no prime factor but 2, 3 and 5.
+
+    Example:
+      >>> [fast_length(n) for n in (7, 13, 31, 1025)]
+      [8, 15, 32, 1080]
+    """
+    best = 1 << (n - 1).bit_length()
+    for fives in range(n.bit_length()):
+        for threes in range(n.bit_length()):
+            odd = 5**fives * 3**threes
+            if odd >= best:
+                break
+            twos = max(0, (-(-n // odd) - 1).bit_length())
+            best = min(best, odd << twos)
+    return best
+
+
+def _placed(x: jax.Array, positions: Positions, lengths: Sequence[int]) -> jax.Array:
+    """The map on its circles, zero where it is not."""
+    margins = [(p.start, m - p.stop) for p, m in zip(positions, lengths, strict=True)]
+    if min(min(pair) for pair in margins) >= 0:
+        return jnp.pad(x, [(0, 0), (0, 0), *margins])
+    # It reaches over the end of a circle: begin at 0 and turn.
+    padded = jnp.pad(x, [(0, 0), (0, 0), *((0, sum(pair)) for pair in margins)])
+    return jnp.roll(padded, [p.start for p in positions], range(2, x.ndim))
+
+
+def _taken(x: jax.Array, positions: Positions) -> jax.Array:
+    """The wanted positions of a map on its circles."""
+    pairs = list(zip(positions, x.shape[2:], strict=True))
+    if any(p.start < 0 or p.stop > m for p, m in pairs):
+        x = jnp.roll(x, [-p.start for p in positions], range(2, x.ndim))
+        positions = [range(len(p)) for p in positions]
+    return x[(..., *(slice(p.start, p.stop) for p in positions))]
+
+
+def _reordered(twiddle: Spectrum, steps: int, step: int) -> Spectrum:
+    """A twiddle as the way back needs it: axes k_0, …, k_(step-1), n_last, …, n_step."""
+    order = (*range(steps - step, steps), *range(steps - step - 1, -1, -1))
+    order = (0, 1, *(axis + 2 for axis in order))
+    return Spectrum(*(jnp.transpose(part, order) for part in twiddle))
+
+
+def _waves(positions: range, frequencies: range, length: int, sign: int) -> np.ndarray:
+    """`exp(sign 2πi position frequency / length)`, `(positions, frequencies)`, exact phases."""
+    turns = np.outer(positions, frequencies) % length / length
+    return np.exp(sign * 2j * np.pi * turns)
+
+
+def _twins(length: int) -> np.ndarray:
+    """How often each frequency of half an axis counts: twice, but for those without a twin."""
+    twins = np.full(length // 2 + 1, 2.0)
+    twins[0] = 1
+    if length % 2 == 0:
+        twins[-1] = 1
+    return twins
+
+
+def _complex_product(x: Spectrum, matrix: np.ndarray, axis: int) -> Spectrum:
+    (rr, ri), (ir, ii) = (_product(part, matrix, axis) for part in x)
+    return Spectrum(rr - ii, ri + ir)
+
+
+def _real_product(x: Spectrum, matrix: np.ndarray, axis: int) -> jax.Array:
+    """The real part of `x` times a matrix."""
+    return _along(x.real, matrix.real, axis) - _along(x.imag, matrix.imag, axis)
+
+
+def _product(x: jax.Array, matrix: np.ndarray, axis: int) -> list[jax.Array]:
+    """`x` times the real and the imaginary part of a matrix, in one product."""
+    return jnp.split(_along(x, np.concatenate([matrix.real, matrix.imag], 1), axis), 2, axis=-1)
+
+
+def _along(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+    """Contracts one axis of `x` with the first of `matrix`, and puts the result last."""
+    contract = functools.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
+    return contract(x, jnp.asarray(matrix, x.dtype), axes=(axis, 0))

@@ -1,0 +1,52 @@
+"""A model that compiles in a moment, on the digits: its own line in the table of models."""
+
+import dataclasses
+
+from flax import nnx
+
+from terminator_jax import losses
+from terminator_jax.training import task
+from terminator_jax.training.config import default_config
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallConfig:
+    size: tuple[int, ...] = (8, 8)
+    channels: int = 1
+    num_classes: int = 10
+    dropout: float = 0.0
+
+
+class Small(nnx.Module):
+    """Linear, with batch statistics that training updates and evaluation uses."""
+
+    def __init__(self, config, *, dtype, param_dtype, axis_name, rngs):
+        del param_dtype
+        self.norm = nnx.BatchNorm(64, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.linear = nnx.Linear(64, config.num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, pictures, *, rngs=None):
+        x = self.norm(pictures.reshape(len(pictures), -1))
+        return self.linear(self.dropout(x, rngs=rngs))
+
+
+def small_loss(model, pictures, labels, rngs, config):
+    logits = model(pictures, rngs=rngs)
+    return logits, {"smooth": losses.label_smoothing(logits, labels, config.label_smoothing)}
+
+
+def get_config():
+    task.FAMILIES["small"] = task.Family(Small, {"small": SmallConfig}, small_loss, {})
+    config = default_config()
+    config.epochs = 2
+    config.eval_batch_size = 80
+    config.compilation_cache = False
+    config.model.name = config.model.variant = "small"
+    config.data.name = "digits"
+    config.data.mean = (0.305,)
+    config.data.std = (0.376,)
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.003
+    config.optimizer.warmup_epochs = 1.0
+    return config
