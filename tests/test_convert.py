@@ -274,14 +274,7 @@ def test_the_command_without_arguments():
 def test_errors_are_one_line_and_leave_no_output(
     tmp_path, capsys, state_dict, source, target, message
 ):
-    convert.write(tmp_path / "in.npz", state_dict)
-    convert.write(tmp_path / "wrong.npz", changed(state_dict, f"{AT}bias3", "misshapen"))
-    convert.write(tmp_path / "empty.npz", {})
-    (tmp_path / "in.txt").write_text("weights")
-    for name in ("broken.npz", "broken.safetensors"):
-        (tmp_path / name).write_bytes(b"not an archive")
-    with (tmp_path / "array.npz").open("wb") as file:
-        np.save(file, np.zeros(3))
+    make_source(tmp_path / source, state_dict)
     (tmp_path / "folder.npz").mkdir()
     before = sorted(tmp_path.rglob("*"))
     code, out, err = run_main(capsys, tmp_path / source, tmp_path / target)
@@ -290,6 +283,21 @@ def test_errors_are_one_line_and_leave_no_output(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def make_source(path, state_dict):
+    match path.stem:
+        case "in":
+            convert.write(path, state_dict) if path.suffix == ".npz" else path.write_text("text")
+        case "wrong":
+            convert.write(path, changed(state_dict, f"{AT}bias3", "misshapen"))
+        case "empty":
+            convert.write(path, {})
+        case "broken":
+            path.write_bytes(b"not an archive")
+        case "array":
+            with path.open("wb") as file:
+                np.save(file, np.zeros(3))
 
 
 def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.pointwise import kaiming
+from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.activation import gelu

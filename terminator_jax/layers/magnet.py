@@ -8,34 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from terminator_jax.layers.initializers import gabor_init, uniform
 from terminator_jax.ops import coordinates, magnet
 
 OMEGA0 = 2000.0
-
-
-def uniform(bound: float):
-    """Initializer: uniform in `±bound`."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-def gabor_init(omega0: float):
-    """Initializer of the Gabor weights, `(layers, d, hidden)`.
-
-    `U(±1/√d) · 2π ω0 γ`, with `γ ~ Gamma(6/(l+1), rate 1)` drawn per entry of layer l.
-    """
-
-    def init(key, shape, dtype=jnp.float32):
-        wave_key, scale_key = jax.random.split(key)
-        wave = uniform(1 / math.sqrt(shape[-2]))(wave_key, shape, dtype)
-        layers = jnp.arange(1, shape[-3] + 1, dtype=dtype)[:, None, None]
-        scale = jax.random.gamma(scale_key, jnp.broadcast_to(6 / layers, shape), dtype=dtype)
-        return wave * (2 * math.pi * omega0) * scale
-
-    return init
 
 
 class MAGNet(nnx.Module):

@@ -2,8 +2,7 @@
 
 from flax import nnx
 
-# N(0, 2 / fan_in).
-kaiming = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from terminator_jax.layers.initializers import kaiming
 
 
 def pointwise(inputs: int, outputs: int, **kwargs) -> nnx.Linear:

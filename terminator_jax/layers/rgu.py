@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.magnet import uniform
+from terminator_jax.layers.initializers import uniform
 from terminator_jax.ops.standardize import instance_standardize
 
 

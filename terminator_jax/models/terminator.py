@@ -80,18 +80,26 @@ class TerminatorConfig:
 
     @classmethod
     def mnist(cls, **overrides) -> "TerminatorConfig":
-        """28×28×1, a small network."""
+        """28×28×1, 114,879 parameters."""
         small = dict(
-            size=(28, 28), channels=1, factors=(12, 2, 1, 2), skips=((), (), (0,), (1, 0)),
-            dropout=(0.0, 0.05, 0.05, 0.05), global_layers=(3, 2, 2, 2),
-            global_hidden=32, local_hidden=16, channel_hidden=16, interaction_spatial_hidden=32,
-        )  # fmt: skip
-        return cls(**{**small, **overrides})
+            global_hidden=32, local_hidden=16, channel_hidden=16, interaction_spatial_hidden=32
+        )
+        return cls(**{**FOUR_BLOCKS, **dict(size=(28, 28)), **small, **overrides})
 
     @classmethod
     def digits(cls, **overrides) -> "TerminatorConfig":
-        """8×8×1, a tiny network."""
-        return cls(**{**dict(size=(8, 8), channels=1, factors=(12, 2, 1, 2, 2)), **overrides})
+        """8×8×1, 240,415 parameters."""
+        return cls(**{**FOUR_BLOCKS, **dict(size=(8, 8)), **overrides})
+
+
+# Of the variants for small grey pictures.
+FOUR_BLOCKS = dict(
+    channels=1,
+    factors=(12, 2, 1, 2),
+    skips=((), (), (0,), (1, 0)),
+    dropout=(0.0, 0.05, 0.05, 0.05),
+    global_layers=(3, 2, 2, 2),
+)
 
 
 class Intermediates(NamedTuple):

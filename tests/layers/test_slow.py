@@ -17,7 +17,8 @@ from terminator_jax.layers import (
     LocalSlowNets,
     SpatialSlowNet,
 )
-from terminator_jax.layers.magnet import evaluate, gabor_init, uniform
+from terminator_jax.layers.initializers import gabor_init, uniform
+from terminator_jax.layers.magnet import evaluate
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 

@@ -1,0 +1,91 @@
+"""Initial values of the layers' weights.
+
+Compiling a random generator takes a CPU most of a second for every size of array, and a network has
+dozens of sizes. So these draw a rounded number of values, of which there are few, and take a part.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# How many draws are attempted at once where some are rejected.
+TRIES = 16
+
+
+def uniform(bound: float):
+    """Initializer: uniform in `±bound`."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return _part(_uniform(key, bound, _rounded(shape), dtype), shape)
+
+    return init
+
+
+def kaiming(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """`N(0, 2 / fan_in)` for a weight `(fan_in, fan_out)`."""
+    return _part(_normal(key, math.sqrt(2 / shape[0]), _rounded(shape), dtype), shape)
+
+
+def gabor_init(omega0: float):
+    """Initializer of the Gabor weights, `(layers, d, hidden)`.
+
+    `U(±1/√d) · 2π ω0 γ`, with `γ ~ Gamma(6/(l+1), rate 1)` drawn per entry of layer l, up to 5.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        if shape[-3] > 6:
+            raise ValueError(f"a slow network has at most 5 hidden layers, got {shape[-3] - 1}")
+        wave_key, scale_key = jax.random.split(key)
+        count = _rounded(shape)
+        wave = _uniform(wave_key, 2 * math.pi * omega0 / math.sqrt(shape[-2]), count, dtype)
+        layers = np.arange(1, shape[-3] + 1)[:, None, None]
+        alphas = np.ones(count)
+        alphas[: math.prod(shape)] = np.broadcast_to(6 / layers, shape).ravel()
+        return _part(wave * gamma(scale_key, jnp.asarray(alphas, dtype)), shape)
+
+    return init
+
+
+@jax.jit
+def gamma(key: jax.Array, alphas: jax.Array) -> jax.Array:
+    """Draws from Gamma(alpha, rate 1), one for each of `alphas`, all at least 1.
+
+    Marsaglia and Tsang's rejections, `TRIES` at once: so many fail together less than once in 1e20
+    draws. `jax.random.gamma` loops until it succeeds, which takes longer to compile.
+
+    Example:
+      >>> draws = gamma(jax.random.key(0), jnp.full(10_000, 3.0))
+      >>> print(f"{draws.mean():.1f} {draws.var():.1f}")
+      3.0 3.0
+    """
+    normal_key, uniform_key = jax.random.split(key)
+    tries = (TRIES, *alphas.shape)
+    d = (alphas - 1 / 3)[None]
+    x = jax.random.normal(normal_key, tries, alphas.dtype)
+    v = jnp.maximum(1 + x / jnp.sqrt(9 * d), 0) ** 3
+    bound = x * x / 2 + d - d * v + d * jnp.log(v)  # -inf where v is 0
+    accepted = jnp.log1p(-jax.random.uniform(uniform_key, tries, alphas.dtype)) < bound
+    first = jnp.argmax(accepted, axis=0)[None]
+    return (d * jnp.take_along_axis(v, first, axis=0))[0]
+
+
+def _rounded(shape: tuple[int, ...]) -> int:
+    """The next of 1024, 4096, 16384, …"""
+    return max(1024, 4 ** math.ceil(math.log(max(math.prod(shape), 1), 4)))
+
+
+def _part(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return values[: math.prod(shape)].reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _uniform(key, bound, count, dtype):
+    return jax.random.uniform(key, (count,), dtype, -1, 1) * jnp.asarray(bound, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _normal(key, scale, count, dtype):
+    return jax.random.normal(key, (count,), dtype) * jnp.asarray(scale, dtype)
