@@ -103,7 +103,7 @@ class SFNEBlock(nnx.Module):
       channels: C, channels of the input.
       factor: λ, the output has λC channels.
       skips: channels of each skip input; each divides C and is tiled to it.
-      branches: the local branches (sizes and sources, any number).
+      branches: the local branches (sizes and sources), one or more.
       operator: how the hyper-kernel meets a map, one of `terminator_jax.ops.hyperzzw.OPERATORS`.
       widths: sizes of the slow networks.
       groups: groups of the standardization after the bottleneck; they divide λC.

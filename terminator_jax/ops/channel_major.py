@@ -32,6 +32,25 @@ def like(values: jax.Array, x: jax.Array) -> jax.Array:
     return values.astype(x.dtype).reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
+def vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays, all marked as varying over every axis of a `shard_map` that one varies over.
+
+    Functions with a custom gradient need this: what was the same on all devices gets its gradient
+    summed over them, as happens by itself elsewhere.
+    """
+    varying = [_varying(a) for a in arrays]
+    missing = [tuple(frozenset().union(*varying) - own) for own in varying]
+    return tuple(
+        jax.lax.pcast(a, axes, to="varying") if axes else a
+        for a, axes in zip(arrays, missing, strict=True)
+    )
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    kind = jax.typeof(x)
+    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # jax 0.11, jax 0.10
+
+
 def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """A linear map of the channels at every position.
 
@@ -47,7 +66,8 @@ def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
       >>> pointwise(jnp.ones((3, 2, 8, 8)), jnp.ones((3, 5)), jnp.zeros(5)).shape
       (5, 2, 8, 8)
     """
-    out = product(kernel.astype(x.dtype), x.reshape(len(x), -1))
+    kernel, x = vary_alike(kernel.astype(x.dtype), x)
+    out = product(kernel, x.reshape(len(x), -1))
     out = out.reshape(len(out), *x.shape[1:])
     return out + like(bias, out)
 
