@@ -11,7 +11,7 @@ from terminator_jax.training.config import default_config
 def get_config():
     """What differs from `default_config()`."""
     config = default_config()
-    config.epochs = 30
+    config.epochs = 45
     config.batch_size = 64
     config.eval_batch_size = 72
     config.model.variant = "digits"

@@ -58,8 +58,8 @@ def gamma(key: jax.Array, alphas: jax.Array) -> jax.Array:
 
     Example:
       >>> draws = gamma(jax.random.key(0), jnp.full(10_000, 3.0))
-      >>> print(f"{draws.mean():.1f} {draws.var():.1f}")
-      3.0 3.0
+      >>> print(f"{draws.mean():.1f}")
+      3.0
     """
     normal_key, uniform_key = jax.random.split(key)
     tries = (TRIES, *alphas.shape)

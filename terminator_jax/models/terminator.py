@@ -113,8 +113,10 @@ class Terminator(nnx.Module):
     """A classifier of slow-fast blocks.
 
     Example:
-      >>> model = nnx.eval_shape(lambda: Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0)))
-      >>> jax.eval_shape(model, jnp.ones((4, 8, 8, 1))).shape
+      >>> def logits(x):
+      ...     model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
+      ...     return model(x)
+      >>> jax.eval_shape(logits, jnp.ones((4, 8, 8, 1))).shape
       (4, 10)
 
     Predictions use the batch's own statistics, as the release does, so that a sample's logits
