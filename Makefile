@@ -8,10 +8,10 @@ ARGS ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test clean
+.PHONY: help train test mnist cifar10-look clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):[^\#]*\#\# /  make \1\t/'
 
 train: $(VENV)/.train ## train the Terminator on the bundled digits; call again to resume
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/digits.py --workdir=$(WORKDIR) $(ARGS)
@@ -19,6 +19,15 @@ train: $(VENV)/.train ## train the Terminator on the bundled digits; call again 
 test: $(VENV)/.test ## check the style and run the tests
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+# Slow proofs, whose results are in docs/results.md; TFDS_DATA_DIR names where the data sets are.
+mnist: $(VENV)/.train ## train on MNIST: minutes on a GPU, hours without
+	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/mnist.py --workdir=runs/mnist $(ARGS)
+
+cifar10-look: $(VENV)/.train ## two epochs on a tenth of CIFAR-10
+	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/cifar10.py \
+	  --workdir=runs/cifar10-look '--config.data.train_split=train[:5000]' --config.epochs=2 \
+	  --config.optimizer.warmup_epochs=0.5 $(ARGS)
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
