@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -101,26 +100,18 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted), batches=ocp.args.JsonRestore()
         )
-        # Asked first: a restore that fails leaves orbax's tasks unfinished behind.
-        if _described(self._manager.item_metadata(step).state) != _described(like):
+        try:
+            found = self._manager.restore(step, args=items)
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"the checkpoint of step {step} in {self.directory} does not fit this "
                 "configuration, or is of another version of the package"
-            )
-        found = self._manager.restore(step, args=items)
+            ) from error
         return found.state, found.batches
 
     def close(self) -> None:
         """Gives up what the manager holds."""
         self._manager.close()
-
-
-def _described(tree: Any) -> dict[str, tuple]:
-    """Shape and dtype of every array, by its path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (tuple(x.shape), np.dtype(x.dtype))
-        for path, x in jax.tree_util.tree_leaves_with_path(getattr(tree, "tree", tree))
-    }
 
 
 def config_file(workdir: Path) -> Path:

@@ -71,15 +71,37 @@ def test_of_equals_the_last_is_the_best(state, tmp_path):
     checkpoints.close()
 
 
-def test_a_state_of_another_shape(state, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {}, None)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    for other in (state._replace(opt_state=()), state._replace(step=jnp.zeros(2, jnp.int32))):
-        with pytest.raises(InputError, match=r"checkpoint of step 1 .* does not fit") as error:
-            checkpoints.restore(1, jax.eval_shape(lambda other=other: other), sharding)
-        assert "\n" not in str(error.value)
-    checkpoints.close()
+def test_a_state_of_another_shape(run_python):
+    """In a process of its own: orbax leaves unfinished tasks behind when a restore fails."""
+    run_python(
+        """
+        import tempfile
+        from pathlib import Path
+
+        import jax
+        import jax.numpy as jnp
+        import optax
+        from flax import nnx
+
+        from terminator_jax.data.errors import InputError
+        from terminator_jax.training.checkpoint import Checkpoints
+        from terminator_jax.training.state import new_state, split
+
+        _, params, other = split(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        state = new_state(params, other, optax.adam(0.1), seed=7)
+        checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
+        checkpoints.save(1, state, {}, None)
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        for wrong in (state._replace(opt_state=()), state._replace(step=jnp.zeros(2, jnp.int32))):
+            try:
+                checkpoints.restore(1, jax.eval_shape(lambda: wrong), sharding)
+            except InputError as error:
+                assert "checkpoint of step 1 " in str(error) and "does not fit" in str(error)
+                assert "\\n" not in str(error)
+            else:
+                raise SystemExit("restored")
+        """
+    )
 
 
 def test_a_half_written_checkpoint_is_ignored(state, tmp_path):
