@@ -6,24 +6,12 @@ Reaches: no run has been made yet; the author's log of the PyTorch release ends 
 these 100 epochs. Takes: as long as CIFAR-10.
 """
 
-from terminator_jax.training.config import default_config
+from terminator_jax.training.config import published_recipe
 
 
 def get_config():
-    """What differs from `default_config()`."""
-    config = default_config()
-    config.epochs = 100
-    config.batch_size = 64
-    config.eval_batch_size = 80
-    config.model.variant = "cifar"
+    """What differs from `published_recipe()`."""
+    config = published_recipe()
     config.model.options = dict(num_classes=100)
     config.data.name = "cifar100"
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
-    config.data.padding = 4
-    config.data.padding_mode = "symmetric"
-    config.data.flip = True
-    config.optimizer.name = "kar3"
-    config.optimizer.learning_rate = 0.001215
-    config.optimizer.warmup_epochs = 8.0
     return config

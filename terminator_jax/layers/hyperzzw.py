@@ -8,7 +8,7 @@ from terminator_jax.layers.magnet import OMEGA0
 from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
 from terminator_jax.ops.channel_major import enter, leave
 from terminator_jax.ops.convolution import depthwise_correlate
-from terminator_jax.ops.hyperzzw import OPERATORS
+from terminator_jax.ops.hyperzzw import operator_named
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -56,8 +56,7 @@ class GlobalHyperZZW(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if operator not in OPERATORS:
-            raise ValueError(f"operator {operator!r} is not one of {tuple(OPERATORS)}")
+        operator_named(operator)
         if operator == "dot" and (len(size) != 2 or size[0] != size[1]):
             raise ValueError(f"the operator 'dot' needs square 2-D maps, got size {tuple(size)}")
         self.size, self.channels = tuple(size), channels
@@ -76,7 +75,7 @@ class GlobalHyperZZW(nnx.Module):
             )
         dtype = x.dtype if self.dtype is None else self.dtype
         x, u, kernel = (a.astype(dtype) for a in (x, u, self.slow_net()))
-        [out] = OPERATORS[self.operator](enter(x * kernel[None]), [enter(u)])
+        [out] = operator_named(self.operator)(enter(x * kernel[None]), [enter(u)])
         return leave(out)
 
 

@@ -77,7 +77,7 @@ class LocalBranches(nnx.Module):
         """One `(batch, *spatial, channels)` map per branch, from the named maps."""
         kernels = self.slow_nets([maps[b.kernel_from] for b in self.branches])
         return [
-            self._branch(n, maps[b.applied_to], kernels[..., n, :])
+            self._branch(n, maps[b.applied_to], self.slow_nets.crop(kernels, n))
             for n, b in enumerate(self.branches)
         ]
 

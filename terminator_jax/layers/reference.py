@@ -1,6 +1,6 @@
 """The SFNE block as it is written down: channels last, one line a formula, nothing shared.
 
-`SFNEBlock` computes the same faster; tests compare the two, and benchmarks their speed.
+`SFNEBlock` computes the same faster; tests compare the two.
 """
 
 from collections.abc import Sequence

@@ -25,11 +25,10 @@ from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
-    across,
-    even_groups,
     moments,
     normalize,
     standardize,
+    standardize_groups,
 )
 
 BRANCHES = (
@@ -139,9 +138,7 @@ class SFNEBlock(nnx.Module):
         axis_name: AxisName = None,
         rngs: nnx.Rngs,
     ):
-        if operator not in hyperzzw.OPERATORS:
-            known = tuple(hyperzzw.OPERATORS)
-            raise ValueError(f"operator {operator!r} is not one of {known}")
+        hyperzzw.operator_named(operator)
         if channels * factor % groups:
             raise ValueError(f"{channels} x {factor} channels do not divide into {groups} groups")
         for skip in skips:
@@ -218,7 +215,9 @@ class SFNEBlock(nnx.Module):
         x = x if self.dtype is None else x.astype(self.dtype)
         maps = self._maps(x, kernels or SlowKernels(*evaluate(self.slow_nets())))
         maps |= {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
-        y = self._standardize(self._mix(maps))
+        y = standardize_groups(
+            self._mix(maps), self.groups, batch_axis=1, channel_axis=0, axis_name=self.axis_name
+        )
         y = gelu(y) + self.bias[...].astype(y.dtype)
         scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
         return y if scale is None else y * channel_major.like(scale.T, y)
@@ -232,7 +231,7 @@ class SFNEBlock(nnx.Module):
         # IS(g x) for one gate g per sample and channel needs no statistics but those of x.
         gate = channel_gate(jnp.squeeze(mean, space).T, kernels.gate).T
         h = normalize(x, mean, square, EPSILON, channel_major.like(gate, mean))
-        o, o_u, o_h = hyperzzw.OPERATORS[self.operator](hyper, [f, u, h])
+        o, o_u, o_h = hyperzzw.operator_named(self.operator)(hyper, [f, u, h])
         s = jax.nn.sigmoid(o) * o
         local = self.local.channel_major(dict(x=x, u=u, h=h))
         names = {f"l{n + 1}": m for n, m in enumerate(local)}
@@ -283,14 +282,6 @@ class SFNEBlock(nnx.Module):
             jnp.concatenate(kernel),
             self.bottleneck.bias[...],
         )
-
-    def _standardize(self, y: jax.Array) -> jax.Array:
-        """G-IBS."""
-        instance = moments(y, channel_major.space(y))
-        batch = across([m.mean(1, keepdims=True) for m in instance], self.axis_name)
-        use_batch = even_groups(len(y), self.groups).reshape(-1, *(1,) * (y.ndim - 1))
-        chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
-        return normalize(y, *chosen, EPSILON)
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
         expected = [(c, *x.shape[1:2], *self.size) for c in (self.channels, *self.skips)]

@@ -195,7 +195,9 @@ class Terminator(nnx.Module):
     def _slow_kernels(self) -> list[SlowKernels]:
         """What the slow networks of every block give, evaluated together."""
         kernels = iter(evaluate([net for block in self.blocks for net in block.slow_nets()]))
-        return [SlowKernels(*itertools.islice(kernels, 4)) for _ in self.blocks]
+        return [
+            SlowKernels(*itertools.islice(kernels, len(SlowKernels._fields))) for _ in self.blocks
+        ]
 
     def _check(self, x: jax.Array) -> None:
         expected = (*self.config.size, self.config.channels)

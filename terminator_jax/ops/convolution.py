@@ -96,51 +96,41 @@ def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto"
     return fft_conv(x, kernel, correlate=True, method=method)
 
 
-def convolve(
-    x: jax.Array,
+def convolve(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
+    """`fft_conv` of channel-major arrays.
+
+    Args:
+      x: `(channels, batch, *spatial)`.
+      kernel: `(channels, 1 or batch, *size)`.
+      options: `padding`, `method`, `correlate` and `max_bytes`, see `fft_conv`.
+
+    Returns:
+      `(channels, batch, *positions)` in the dtype of `x`.
+    """
+    return convolve_all([x], kernel, **options)[0]
+
+
+def convolve_all(
+    maps: Sequence[jax.Array],
     kernel: jax.Array,
     *,
     padding: str = "same",
     method: str = "auto",
     correlate: bool = False,
     max_bytes: int | None = None,
-) -> jax.Array:
-    """`fft_conv` of channel-major arrays.
-
-    Args:
-      x: `(channels, batch, *spatial)`.
-      kernel: `(channels, 1 or batch, *size)`.
-      padding: see `fft_conv`, as the other arguments.
-
-    Returns:
-      `(channels, batch, *positions)` in the dtype of `x`.
-    """
+) -> list[jax.Array]:
+    """`[convolve(x, kernel, …) for x in maps]` of like maps, with one transform of the kernel."""
     if correlate:
         kernel = jnp.flip(kernel, range(2, kernel.ndim))
-    start, count = _window(x.shape[2:], kernel.shape[2:], padding, correlate)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    out = _chunked(
+    dtype = maps[0].dtype
+    start, count = _window(maps[0].shape[2:], kernel.shape[2:], padding, correlate)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    outs = _chunked(
         functools.partial(_convolve, start=start, count=count, method=method, padding=padding),
-        x.astype(wide),
+        [x.astype(wide) for x in maps],
         kernel.astype(wide),
         max_bytes,
     )
-    return out.astype(x.dtype)
-
-
-def convolve_all(
-    maps: Sequence[jax.Array], kernel: jax.Array, *, method: str = "auto"
-) -> list[jax.Array]:
-    """`[convolve(x, kernel) for x in maps]` of maps of one shape, one transform of the kernel."""
-    spatial, size = maps[0].shape[2:], kernel.shape[2:]
-    method = _choose(spatial, size) if method == "auto" else method
-    if method == "direct":
-        return [convolve(x, kernel, method=method) for x in maps]
-    dtype = maps[0].dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
-    window = Window(*_window(spatial, size, "same", False), circular=False)
-    kernel, *maps = channel_major.vary_alike(kernel, *maps)
-    outs = _by_spectra(window, method, [x.astype(wide) for x in maps], kernel.astype(wide))
     return [out.astype(dtype) for out in outs]
 
 
@@ -206,16 +196,16 @@ def _window(
 
 
 def _convolve(
-    x: jax.Array,
+    maps: list[jax.Array],
     kernel: jax.Array,
     *,
     start: Sequence[int],
     count: Sequence[int],
     method: str,
     padding: str,
-) -> jax.Array:
-    """The window of the convolution, by one method."""
-    spatial, circular = x.shape[2:], padding == "circular"
+) -> list[jax.Array]:
+    """The window of the convolution of each map, by one method."""
+    spatial, circular = maps[0].shape[2:], padding == "circular"
     if circular:
         kernel = _folded(kernel, spatial)
     else:
@@ -224,22 +214,22 @@ def _convolve(
     if method == "auto":
         method = _choose(spatial, size)
     long = max(n + k for n, k in zip(spatial, size, strict=True)) > DENSE_UP_TO
-    if circular and (method == "direct" or (method == "dft" and long and x.ndim == 3)):
+    if circular and (method == "direct" or (method == "dft" and long and len(spatial) == 1)):
         # As a linear one, of the map with its end before it.
         before = [k - 1 for k in size]
-        x = jnp.pad(x, [(0, 0), (0, 0), *((b, 0) for b in before)], mode="wrap")
-        x_start = tuple(before)
-        out = _convolve(x, kernel, start=x_start, count=count, method=method, padding="valid")
-        return jnp.roll(out, [-s for s in start], range(2, x.ndim))
+        margins = [(0, 0), (0, 0), *((b, 0) for b in before)]
+        maps = [jnp.pad(x, margins, mode="wrap") for x in maps]
+        outs = _convolve(maps, kernel, start=before, count=count, method=method, padding="valid")
+        return [jnp.roll(out, [-s for s in start], channel_major.space(out)) for out in outs]
     window = Window(tuple(start), tuple(count), circular)
-    x, kernel = channel_major.vary_alike(x, kernel)
+    kernel, *maps = channel_major.vary_alike(kernel, *maps)
     if method == "direct":
-        return _direct(window, x, kernel)
-    return _by_spectra(window, method, [x], kernel)[0]
+        return [_direct(window, x, kernel) for x in maps]
+    return _by_spectra(window, method, maps, kernel)
 
 
 def _choose(spatial: Sequence[int], size: Sequence[int]) -> str:
-    """The method that is fastest, as `benchmarks/convolution.py` measures it."""
+    """The method to use: a rule of thumb from a few sizes measured on a CPU."""
     if math.prod(size) <= DIRECT_UP_TO:
         return "direct"
     # On a CPU several FFTs in one program can block each other, and each runs on one thread.
@@ -356,13 +346,10 @@ def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence
         # Summed by rows: short chains of additions run at twice the speed of one long chain.
         taps = [(*row, last) for last in range(size[-1])]
         out += sum(
-            _shifted(padded, tap, size, count) * kernel[(..., *tap, *_ones(size))] for tap in taps
+            _shifted(padded, tap, size, count) * kernel[(slice(None), slice(None), *tap)]
+            for tap in taps
         )
     return out
-
-
-def _ones(size: Sequence[int]) -> tuple[slice, ...]:
-    return (slice(None),) * len(size)
 
 
 def _shifted(
@@ -391,22 +378,29 @@ def _direct_backward(window, residuals, dy):
 _direct.defvjp(_direct_forward, _direct_backward)
 
 
-def _chunked(function, x: jax.Array, kernel: jax.Array, max_bytes: int | None) -> jax.Array:
-    """`function(x, kernel)`, in parts along the channels that keep the bound."""
-    parts = 1 if max_bytes is None else min(len(x), -(-_temporary_bytes(x, kernel) // max_bytes))
+def _chunked(
+    function, maps: list[jax.Array], kernel: jax.Array, max_bytes: int | None
+) -> list[jax.Array]:
+    """`function(maps, kernel)`, in parts along the channels that keep the bound."""
+    channels = len(kernel)
+    parts = 1 if max_bytes is None else -(-_temporary_bytes(maps, kernel) // max_bytes)
+    parts = min(channels, parts)
     if parts == 1:
-        return function(x, kernel)
-    rest = -len(x) % parts
-    split = [
-        jnp.pad(a, [(0, rest)] + [(0, 0)] * (a.ndim - 1)).reshape(parts, -1, *a.shape[1:])
-        for a in (x, kernel)
-    ]
-    out = jax.lax.map(jax.checkpoint(lambda pair: function(*pair)), tuple(split))
-    return out.reshape(-1, *out.shape[2:])[: len(x)]
+        return function(maps, kernel)
+
+    def split(a):
+        padded = jnp.pad(a, [(0, -channels % parts)] + [(0, 0)] * (a.ndim - 1))
+        return padded.reshape(parts, -1, *a.shape[1:])
+
+    arguments = jax.tree.map(split, (maps, kernel))
+    outs = jax.lax.map(jax.checkpoint(lambda part: function(*part)), arguments)
+    return [out.reshape(-1, *out.shape[2:])[:channels] for out in outs]
 
 
-def _temporary_bytes(x: jax.Array, kernel: jax.Array) -> int:
-    """About what a transform of both needs: the spectra, twice as long, and what is on the way."""
+def _temporary_bytes(maps: list[jax.Array], kernel: jax.Array) -> int:
+    """About what the transforms need: the spectra, twice as long, and what is on the way."""
+    x = maps[0]
     axes = zip(x.shape[2:], kernel.shape[2:], strict=True)
     circle = math.prod(n + k for n, k in axes)
-    return 4 * x.dtype.itemsize * circle * len(x) * (x.shape[1] + kernel.shape[1])
+    samples = len(maps) * x.shape[1] + kernel.shape[1]
+    return 4 * x.dtype.itemsize * circle * len(x) * samples

@@ -81,3 +81,10 @@ OPERATORS: dict[str, Operator] = {
     "product": _products,
     "convolution": _convolutions,
 }
+
+
+def operator_named(name: str) -> Operator:
+    """The entry of `OPERATORS`; raises ValueError if there is none."""
+    if name not in OPERATORS:
+        raise ValueError(f"operator {name!r} is not one of {tuple(OPERATORS)}")
+    return OPERATORS[name]

@@ -40,9 +40,34 @@ def normalize(
     return (x * scale - mean * scale).astype(x.dtype)
 
 
-def standardize(x: jax.Array, axes: tuple[int, ...], *, axis_name: AxisName = None) -> jax.Array:
+def standardize(
+    x: jax.Array, axes: tuple[int, ...], *, epsilon: float = EPSILON, axis_name: AxisName = None
+) -> jax.Array:
     """Zero mean and unit variance over `axes`, whatever the layout; `axis_name` as below."""
-    return normalize(x, *across(moments(x, axes), axis_name), EPSILON)
+    return normalize(x, *across(moments(x, axes), axis_name), epsilon)
+
+
+def standardize_groups(
+    x: jax.Array,
+    groups: int,
+    *,
+    batch_axis: int,
+    channel_axis: int,
+    epsilon: float = EPSILON,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """G-IBS, whatever the layout; the other axes are space. See `group_standardize`."""
+    channels = x.shape[channel_axis]
+    if channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
+    axes = range(x.ndim)
+    instance = moments(x, tuple({*axes} - {axes[batch_axis], axes[channel_axis]}))
+    batch = across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name)
+    shape = [1] * x.ndim
+    shape[channel_axis] = channels
+    use_batch = (np.arange(channels) // (channels // groups) % 2 == 0).reshape(shape)
+    chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
+    return normalize(x, *chosen, epsilon)
 
 
 def instance_standardize(x: jax.Array, *, epsilon: float = EPSILON) -> jax.Array:
@@ -55,8 +80,7 @@ def instance_standardize(x: jax.Array, *, epsilon: float = EPSILON) -> jax.Array
       True
     """
     _check(x)
-    axes = tuple(range(1, x.ndim - 1))
-    return normalize(x, *moments(x, axes), epsilon)
+    return standardize(x, tuple(range(1, x.ndim - 1)), epsilon=epsilon)
 
 
 def batch_standardize(
@@ -69,13 +93,7 @@ def batch_standardize(
       axis_name: the mapped axis over which the batch is split, if any.
     """
     _check(x)
-    axes = tuple(range(x.ndim - 1))
-    return normalize(x, *across(moments(x, axes), axis_name), epsilon)
-
-
-def even_groups(channels: int, groups: int) -> np.ndarray:
-    """Marks `(channels,)` of the groups 0, 2, 4… that G-IBS standardizes over the batch."""
-    return np.arange(channels) // (channels // groups) % 2 == 0
+    return standardize(x, tuple(range(x.ndim - 1)), epsilon=epsilon, axis_name=axis_name)
 
 
 def group_standardize(
@@ -91,14 +109,9 @@ def group_standardize(
       ValueError: if the channels do not divide into the groups.
     """
     _check(x)
-    channels = x.shape[-1]
-    if channels % groups:
-        raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
-    instance = moments(x, tuple(range(1, x.ndim - 1)))
-    batch = across(jax.tree.map(lambda m: m.mean(0, keepdims=True), instance), axis_name)
-    use_batch = even_groups(channels, groups).reshape((1,) * (x.ndim - 1) + (channels,))
-    chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
-    return normalize(x, *chosen, epsilon)
+    return standardize_groups(
+        x, groups, batch_axis=0, channel_axis=-1, epsilon=epsilon, axis_name=axis_name
+    )
 
 
 def _check(x: jax.Array) -> None:

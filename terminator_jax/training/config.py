@@ -92,6 +92,29 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
+def published_recipe() -> ConfigDict:
+    """The published network and recipe for 32×32 pictures; an experiment names its data.
+
+    Example:
+        >>> published_recipe().optimizer.learning_rate
+        0.001215
+    """
+    config = default_config()
+    config.epochs = 100
+    config.batch_size = 64
+    config.eval_batch_size = 80
+    config.model.variant = "cifar"
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.data.padding = 4
+    config.data.padding_mode = "symmetric"
+    config.data.flip = True
+    config.optimizer.name = "kar3"
+    config.optimizer.learning_rate = 0.001215
+    config.optimizer.warmup_epochs = 8.0
+    return config
+
+
 _positive = (lambda value: value > 0, "greater than 0")
 _not_negative = (lambda value: value >= 0, "0 or more")
 _share = (lambda value: 0 <= value < 1, "in [0, 1)")
