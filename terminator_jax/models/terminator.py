@@ -19,7 +19,10 @@ from terminator_jax.ops.standardize import AxisName
 
 @dataclasses.dataclass(frozen=True)
 class TerminatorConfig:
-    """Everything that shapes a Terminator. `cifar()`, `mnist()` and `digits()` are made variants.
+    """Everything that shapes a Terminator.
+
+    Variants for pictures are `cifar()`, `mnist()` and `digits()`, those for the same pictures as
+    sequences of pixels `scifar()`, `smnist()` and `sdigits()`.
 
     Attributes:
       size: positions of the input per axis, e.g. `(rows, columns)`.
@@ -29,7 +32,7 @@ class TerminatorConfig:
       skips: for each block, the earlier blocks whose output it also reads.
       dropout: channel dropout of each block.
       branches: the local branches of every block.
-      operator: how the hyper-kernel meets a map: `dot` or `product`.
+      operator: how the hyper-kernel meets a map: `dot`, `product` or `convolution`.
       groups: groups of the standardization after each bottleneck; they divide each block's output.
       global_layers: depth of each block's global slow network. The other fields size the slow
         networks alike in all blocks, see `SlowWidths`.
@@ -81,18 +84,39 @@ class TerminatorConfig:
     @classmethod
     def mnist(cls, **overrides) -> "TerminatorConfig":
         """28×28×1, 114,879 parameters."""
-        small = dict(
-            global_hidden=32, local_hidden=16, channel_hidden=16, interaction_spatial_hidden=32
-        )
-        return cls(**{**FOUR_BLOCKS, **dict(size=(28, 28)), **small, **overrides})
+        return cls(**{**FOUR_BLOCKS, **NARROW, "size": (28, 28), **overrides})
 
     @classmethod
     def digits(cls, **overrides) -> "TerminatorConfig":
         """8×8×1, 240,415 parameters."""
-        return cls(**{**FOUR_BLOCKS, **dict(size=(8, 8)), **overrides})
+        return cls(**{**FOUR_BLOCKS, "size": (8, 8), **overrides})
+
+    @classmethod
+    def scifar(cls, **overrides) -> "TerminatorConfig":
+        """Sequences of 1,024 pixels of 3 colours."""
+        return cls(**{"size": (1024,), "operator": "convolution", **overrides})
+
+    @classmethod
+    def smnist(cls, **overrides) -> "TerminatorConfig":
+        """Sequences of 784 grey pixels."""
+        return cls(**{**THREE_BLOCKS, **NARROW, "size": (784,), **overrides})
+
+    @classmethod
+    def sdigits(cls, **overrides) -> "TerminatorConfig":
+        """Sequences of 64 grey pixels."""
+        return cls.digits(**{"size": (64,), "operator": "convolution", **overrides})
 
 
-# Of the variants for small grey pictures.
+# Of the variants for small grey pictures, and for long sequences of their pixels.
+NARROW = dict(global_hidden=32, local_hidden=16, channel_hidden=16, interaction_spatial_hidden=32)
+THREE_BLOCKS = dict(
+    channels=1,
+    factors=(12, 1, 1),
+    skips=((), (), (0,)),
+    dropout=(0.0, 0.05, 0.05),
+    operator="convolution",
+    global_layers=(2, 2, 2),
+)
 FOUR_BLOCKS = dict(
     channels=1,
     factors=(12, 2, 1, 2),

@@ -2,8 +2,9 @@
 
     fft      real FFTs, lengths with small prime factors
     dft      the transform as matrix products, for matrix units and for the CPU
-    direct   one multiply-add per kernel position, which no small kernel is beaten at
-    auto     one of these, by platform and sizes
+    direct   one multiply-add per kernel position, for small kernels on large maps
+    dense    one matrix per channel, from every position to every other, for small maps
+    auto     the one that was measured to be fastest, see `fastest.py`
 
 The first two keep the spectra of map and kernel for the gradient, which then takes one transform
 and not three. `convolve_reference` is the definition that all are tested against.
@@ -22,14 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from terminator_jax.ops import channel_major
+from terminator_jax.ops.fastest import Choice, fastest
 from terminator_jax.ops.fourier import DFT, FFT, LongDFT, Spectrum, Transform, conjugate, multiply
 
-METHODS = ("auto", "fft", "dft", "direct")
+METHODS = ("auto", "fft", "dft", "direct", "dense")
 PADDINGS = ("same", "causal", "valid", "circular")
-# `auto` takes `direct` up to so many kernel positions.
-DIRECT_UP_TO = 81
 # `dft` uses one dense matrix per axis up to this length, and folds longer ones.
 DENSE_UP_TO = 1024
+# Positions in the matrix products of `direct`'s gradient.
+TILE = 64
 
 
 def fft_conv(
@@ -210,30 +212,50 @@ def _convolve(
         kernel = _folded(kernel, spatial)
     else:
         kernel, start = _useful(kernel, spatial, start, count)
-    size = kernel.shape[2:]
-    if method == "auto":
-        method = _choose(spatial, size)
-    long = max(n + k for n, k in zip(spatial, size, strict=True)) > DENSE_UP_TO
-    if circular and (method == "direct" or (method == "dft" and long and len(spatial) == 1)):
-        # As a linear one, of the map with its end before it.
-        before = [k - 1 for k in size]
-        margins = [(0, 0), (0, 0), *((b, 0) for b in before)]
-        maps = [jnp.pad(x, margins, mode="wrap") for x in maps]
-        outs = _convolve(maps, kernel, start=before, count=count, method=method, padding="valid")
-        return [jnp.roll(out, [-s for s in start], channel_major.space(out)) for out in outs]
     window = Window(tuple(start), tuple(count), circular)
     kernel, *maps = channel_major.vary_alike(kernel, *maps)
+    if method != "auto":
+        return _by_method(window, method, maps, kernel)
+    per_sample = kernel.shape[1] > 1
+    choice = fastest(jax.default_backend(), spatial, kernel.shape[2:], per_sample)
+    return _by_choice(window, choice, maps, kernel)
+
+
+def _by_method(
+    window: "Window", method: str, maps: list[jax.Array], kernel: jax.Array
+) -> list[jax.Array]:
+    spatial, size = maps[0].shape[2:], kernel.shape[2:]
+    long = len(spatial) == 1 and spatial[0] > DENSE_UP_TO
+    if window.circular and (method == "direct" or (method == "dft" and long)):
+        # As a linear one, of the map with its end before it.
+        before = tuple(k - 1 for k in size)
+        margins = [(0, 0), (0, 0), *((b, 0) for b in before)]
+        maps = [jnp.pad(x, margins, mode="wrap") for x in maps]
+        outs = _by_method(Window(before, window.count, False), method, maps, kernel)
+        return [jnp.roll(out, [-s for s in window.start], channel_major.space(out)) for out in outs]
     if method == "direct":
         return [_direct(window, x, kernel) for x in maps]
+    if method == "dense":
+        matrix = _matrix(window, spatial, kernel)
+        return [_applied(x, matrix) for x in maps]
     return _by_spectra(window, method, maps, kernel)
 
 
-def _choose(spatial: Sequence[int], size: Sequence[int]) -> str:
-    """The method to use: a rule of thumb from a few sizes measured on a CPU."""
-    if math.prod(size) <= DIRECT_UP_TO:
-        return "direct"
-    # On a CPU several FFTs in one program can block each other, and each runs on one thread.
-    return "fft" if jax.default_backend() == "gpu" else "dft"
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_choice(window: "Window", choice: Choice, maps: list[jax.Array], kernel: jax.Array):
+    """By the method that is fastest without a gradient or, if one is taken, with it."""
+    return _by_method(window, choice.forward, maps, kernel)
+
+
+def _by_choice_forward(window, choice, maps, kernel):
+    return jax.vjp(functools.partial(_by_method, window, choice.gradient), maps, kernel)
+
+
+def _by_choice_backward(window, choice, pullback, gradients):
+    return pullback(gradients)
+
+
+_by_choice.defvjp(_by_choice_forward, _by_choice_backward)
 
 
 def _useful(kernel, spatial, start, count):
@@ -328,6 +350,40 @@ class _Sizes(NamedTuple):
     kernel: tuple[int, ...]
 
 
+def _matrix(window: Window, spatial: Sequence[int], kernel: jax.Array) -> jax.Array:
+    """The convolution of each channel as a matrix, `(channels, 1 or batch, *spatial, *count)`.
+
+    The kernel is spread over it by products with zeros and ones, whose gradient is a product too.
+    """
+    axes = range(len(spatial))
+    for axis in axes:
+        # Contracts the first axis of the kernel that is left; what it becomes goes to the end.
+        spread = jnp.asarray(_spread(window, axis, spatial[axis], kernel.shape[2]), kernel.dtype)
+        kernel = jnp.tensordot(kernel, spread, axes=(2, 0), precision=jax.lax.Precision.HIGHEST)
+    order = [*(2 + 2 * axis for axis in axes), *(3 + 2 * axis for axis in axes)]
+    return jnp.transpose(kernel, (0, 1, *order))
+
+
+def _spread(window: Window, axis: int, n: int, k: int) -> np.ndarray:
+    """`(k, n, count)`: 1 where that kernel position takes a map's position to a result's."""
+    wanted = np.array(window.positions()[axis])
+    r = wanted - np.arange(n)[:, None]
+    return np.arange(k)[:, None, None] == (r % n if window.circular else r)
+
+
+def _applied(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Every channel's map, or every sample's, through its matrix."""
+    inputs, outputs = "ijk"[: x.ndim - 2], "pqr"[: x.ndim - 2]
+    return _through(x, matrix, inputs, inputs + outputs, outputs)
+
+
+def _through(x: jax.Array, matrix: jax.Array, inputs: str, axes: str, outputs: str) -> jax.Array:
+    """`einsum` over axes besides channels and batch; the matrix may have a batch of 1."""
+    batch, matrix = ("", matrix[:, 0]) if matrix.shape[1] == 1 else ("b", matrix)
+    formula = f"cb{inputs},c{batch}{axes}->cb{outputs}"
+    return jnp.einsum(formula, x, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _taps(x, kernel, window.start, window.count)
@@ -335,11 +391,8 @@ def _direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence[int]) -> jax.Array:
     """The window as a sum of shifted maps."""
-    size, spatial = kernel.shape[2:], x.shape[2:]
-    # Padded so that position 0 is the first that the last kernel position reaches.
-    axes = list(zip(start, count, spatial, size, strict=True))
-    margins = [(k - 1 - s, s + c - n, 0) for s, c, n, k in axes]
-    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *margins])
+    size = kernel.shape[2:]
+    padded = _padded(x, start, count, size)
     kernel = kernel.reshape(*kernel.shape, *(1,) * len(size))
     out = jnp.zeros((*x.shape[:2], *count), x.dtype)
     for row in np.ndindex(*size[:-1]):
@@ -352,9 +405,19 @@ def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence
     return out
 
 
+def _padded(
+    x: jax.Array, start: Sequence[int], count: Sequence[int], size: Sequence[int]
+) -> jax.Array:
+    """The map with zeros around it: its position 0 is the first that the last tap reaches."""
+    axes = zip(start, count, x.shape[2:], size, strict=True)
+    margins = [(k - 1 - s, s + c - n, 0) for s, c, n, k in axes]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *margins])
+
+
 def _shifted(
     padded: jax.Array, tap: Sequence[int], size: Sequence[int], count: Sequence[int]
 ) -> jax.Array:
+    """What the tap of a kernel of this size meets, for each of the wanted positions."""
     offsets = [k - 1 - r for r, k in zip(tap, size, strict=True)]
     return padded[(..., *(slice(o, o + c) for o, c in zip(offsets, count, strict=True)))]
 
@@ -369,6 +432,8 @@ def _direct_backward(window, residuals, dy):
     turned = jnp.flip(kernel, range(2, kernel.ndim))
     axes = zip(window.start, kernel.shape[2:], strict=True)
     dx = _taps(dy, turned, [k - 1 - s for s, k in axes], x.shape[2:])
+    if x.ndim == 3:
+        return dx, _sequence_part(window, x, kernel, dy)
     transform = window.transform("dft", x.shape[2:], kernel.shape[2:])
     a = transform.forward(x, _everywhere(x))
     d = transform.forward(dy, window.positions())
@@ -376,6 +441,38 @@ def _direct_backward(window, residuals, dy):
 
 
 _direct.defvjp(_direct_forward, _direct_backward)
+
+
+def _sequence_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+    """The gradient of a sequence's kernel: that of a product of windows of x with a band matrix."""
+    [count], k = window.count, kernel.shape[2]
+    tiles = -(-count // TILE)
+    tile = -(-count // tiles)
+    whole = tiles * tile
+    dy = jnp.pad(dy, [(0, 0), (0, 0), (0, whole - count)]).reshape(*x.shape[:2], tiles, tile)
+    windows = _windows(_padded(x, window.start, [whole], [k]), tiles, tile, tile + k - 1)
+
+    def product(kernel):
+        return _through(windows, _band(jnp.flip(kernel, 2), tile), "mw", "tw", "mt")
+
+    return jax.vjp(product, kernel)[1](dy)[0]
+
+
+def _windows(x: jax.Array, number: int, step: int, width: int) -> jax.Array:
+    """`x[..., n * step : n * step + width]` as row n of the last two axes."""
+    shifts = range(0, width, step)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, shifts[-1] + number * step - x.shape[-1])])
+    parts = [x[..., s : s + number * step].reshape(*x.shape[:-1], number, step) for s in shifts]
+    return jnp.concatenate(parts, -1)[..., :width]
+
+
+def _band(kernel: jax.Array, rows: int) -> jax.Array:
+    """`(channels, 1 or batch, rows, rows + k - 1)`: each row has the kernel, one further along."""
+    k = kernel.shape[2]
+    width = rows + k - 1
+    row = jnp.pad(kernel, [(0, 0), (0, 0), (0, width + 1 - k)])
+    flat = jnp.tile(row, rows)[..., : rows * width]
+    return flat.reshape(*kernel.shape[:2], rows, width)
 
 
 def _chunked(

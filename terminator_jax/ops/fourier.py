@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from terminator_jax.ops.sharded_fft import irfftn, rfftn, twins
+
 Positions = Sequence[range]
 
 
@@ -69,7 +71,7 @@ class DFT:
     def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
         waves = zip(self._waves(positions, +1), self.lengths, strict=True)
         matrices = [wave.T / length for wave, length in waves]
-        matrices[-1] = matrices[-1] * _twins(self.lengths[-1])[:, None]
+        matrices[-1] = matrices[-1] * twins(self.lengths[-1])[:, None]
         for axis, matrix in enumerate(matrices[:-1], start=1):
             spectrum = _complex_product(spectrum, matrix, -axis)
         return _real_product(spectrum, matrices[-1], -len(matrices))
@@ -110,7 +112,7 @@ class LongDFT:
             spectrum = _complex_product(spectrum, wave, step - steps)
             twiddle = self._twiddle(step, +1, spectrum.real.dtype)
             spectrum = multiply(spectrum, _reordered(twiddle, steps, step))
-        wave = self._wave(0, +1).T / self.factors[0] * _twins(self.factors[0])[:, None]
+        wave = self._wave(0, +1).T / self.factors[0] * twins(self.factors[0])[:, None]
         x = _real_product(spectrum, wave, -steps)
         x = jnp.transpose(x, (0, 1, *range(x.ndim - 1, 1, -1)))
         return _taken(x.reshape(*x.shape[:2], *self.lengths), positions)
@@ -139,13 +141,11 @@ class FFT:
         self.lengths = tuple(lengths) if exact else tuple(fast_length(n) for n in lengths)
 
     def forward(self, x: jax.Array, positions: Positions) -> Spectrum:
-        z = jnp.fft.rfftn(_placed(x, positions, self.lengths), axes=range(2, x.ndim))
+        z = rfftn(_placed(x, positions, self.lengths), x.ndim - 2)
         return Spectrum(z.real, z.imag)
 
     def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
-        axes = range(2, spectrum.real.ndim)
-        x = jnp.fft.irfftn(jax.lax.complex(*spectrum), s=self.lengths, axes=axes)
-        return _taken(x, positions)
+        return _taken(irfftn(jax.lax.complex(*spectrum), self.lengths), positions)
 
 
 @functools.cache
@@ -197,15 +197,6 @@ def _waves(positions: range, frequencies: range, length: int, sign: int) -> np.n
     """`exp(sign 2πi position frequency / length)`, `(positions, frequencies)`, exact phases."""
     turns = np.outer(positions, frequencies) % length / length
     return np.exp(sign * 2j * np.pi * turns)
-
-
-def _twins(length: int) -> np.ndarray:
-    """How often each frequency of half an axis counts: twice, but for those without a twin."""
-    twins = np.full(length // 2 + 1, 2.0)
-    twins[0] = 1
-    if length % 2 == 0:
-        twins[-1] = 1
-    return twins
 
 
 def _complex_product(x: Spectrum, matrix: np.ndarray, axis: int) -> Spectrum:

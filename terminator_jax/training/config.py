@@ -14,6 +14,7 @@ changes what it needs:
 
 import difflib
 import json
+import reprlib
 import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def default_config() -> ConfigDict:
                 padding=0,  # of the random crop, i.e. the largest shift; 0 for no crop
                 padding_mode="symmetric",  # or "zeros"
                 flip=False,
+                sequence=False,  # pictures as sequences of pixels, row after row
+                permutation=(),  # order of a sequence's pixels, () for their own
             ),
             loss=dict(
                 label_smoothing=0.09,
@@ -135,6 +138,10 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.std": (lambda value: all(x > 0 for x in value), "greater than 0"),
     "data.padding": _not_negative,
     "data.padding_mode": (lambda value: value in ("symmetric", "zeros"), "symmetric or zeros"),
+    "data.permutation": (
+        lambda value: sorted(value) == list(range(len(value))),
+        "empty or every number from 0 on once",
+    ),
     "loss.label_smoothing": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "loss.slow_neural": _not_negative,
     "loss.l2": _not_negative,
@@ -245,7 +252,7 @@ def check(config: ConfigDict) -> None:
         _check_type(path, given[path], default)
         accepts, wanted = LIMITS.get(path, (lambda value: True, ""))
         if not accepts(given[path]):
-            raise InputError(f"config.{path} is {given[path]!r}, and must be {wanted}")
+            raise InputError(f"config.{path} is {_short(given[path])}, and must be {wanted}")
     if config.optimizer.warmup_epochs >= config.epochs:
         raise InputError(
             f"config.optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, and must be less "
@@ -305,10 +312,15 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
     """
     old, new = dict(_flat(saved)), dict(_flat(wanted))
     return [
-        f"{path} ({old.get(path)!r} there, {new.get(path)!r} now)"
+        f"{path} ({_short(old.get(path))} there, {_short(new.get(path))} now)"
         for path in sorted((old | new).keys() - FREE)
         if old.get(path) != new.get(path)
     ]
+
+
+def _short(value: Any) -> str:
+    """The value as Python writes it, long tuples cut."""
+    return reprlib.repr(value) if isinstance(value, tuple) else repr(value)
 
 
 def _one_line(error: BaseException) -> str:

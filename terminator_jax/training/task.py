@@ -4,11 +4,13 @@ A new kind of model is one more line in `FAMILIES`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -60,6 +62,9 @@ FAMILIES = {
             "cifar": TerminatorConfig.cifar,
             "mnist": TerminatorConfig.mnist,
             "digits": TerminatorConfig.digits,
+            "scifar": TerminatorConfig.scifar,
+            "smnist": TerminatorConfig.smnist,
+            "sdigits": TerminatorConfig.sdigits,
         },
         loss=terminator_loss,
         convert={"branches": lambda rows: tuple(LocalBranch(*row) for row in rows)},
@@ -105,22 +110,29 @@ class Task:
         except ValueError as error:
             raise InputError(f"config.model.options: {error}") from error
 
-    def normalize(self, pictures: jax.Array) -> jax.Array:
-        """uint8 pictures with the data set's mean and standard deviation made 0 and 1."""
+    def inputs(self, pictures: jax.Array) -> jax.Array:
+        """What the model sees of uint8 pictures `(batch, height, width, channels)`.
+
+        The data set's mean and standard deviation are made 0 and 1, and pictures may become
+        sequences of their pixels, `(batch, height * width, channels)`.
+        """
         data, dtype = self.config.data, jnp.promote_types(self.dtype, jnp.float32)
         mean, std = (jnp.asarray(x, dtype)[None, None, None] for x in (data.mean, data.std))
-        return (pictures.astype(dtype) / 255 - mean) / std
+        x = (pictures.astype(dtype) / 255 - mean) / std
+        if data.sequence:
+            x = x.reshape(len(x), -1, x.shape[-1])
+        return x[:, np.array(data.permutation)] if data.permutation else x
 
     def loss(self, model: nnx.Module, batch: Metrics, rngs: nnx.Rngs) -> tuple[jax.Array, Metrics]:
         """The loss of a training batch, and what is logged of it: means over the batch."""
-        pictures, labels = self.normalize(batch["image"]), batch["label"]
-        logits, terms = self.family.loss(model, pictures, labels, rngs, self.config.loss)
+        x, labels = self.inputs(batch["image"]), batch["label"]
+        logits, terms = self.family.loss(model, x, labels, rngs, self.config.loss)
         loss = sum(terms.values())
         return loss, {"loss": loss, "accuracy": jnp.mean(_hits(logits, labels)), **terms}
 
     def score(self, model: nnx.Module, batch: Metrics) -> Metrics:
         """Sums over an evaluation batch, without its padding: pictures, cross-entropy, hits."""
-        logits = model(self.normalize(batch["image"]))
+        logits = model(self.inputs(batch["image"]))
         entropy = jax.vmap(lambda row, label: losses.label_smoothing(row, label, epsilon=0.0))
         values = {
             "count": jnp.ones_like(batch["mask"], jnp.int32),
@@ -170,8 +182,15 @@ def _choose(field: str, name: str, table: Mapping[str, Any]) -> Any:
 def check_data(task: Task, shape: tuple[int, ...], num_classes: int, name: str) -> None:
     """Raises InputError if pictures of `shape` (height, width, channels) do not fit the model."""
     model, data = task.model_config, task.config.data
+    size = (math.prod(shape[:-1]),) if data.sequence else tuple(shape[:-1])
+    if data.permutation and (len(data.permutation),) != size:
+        raise InputError(
+            f"config.data.permutation has {len(data.permutation)} positions, and {name} has "
+            f"{'sequences' if data.sequence else 'pictures'} of {size}: it orders a sequence, "
+            "config.data.sequence=True"
+        )
     for what, has, takes in (
-        ("pictures of {} pixels", tuple(shape[:-1]), tuple(model.size)),
+        (f"{'sequences' if data.sequence else 'pictures'} of {{}} pixels", size, tuple(model.size)),
         ("pictures of {} channels", shape[-1], model.channels),
         ("{} classes", num_classes, model.num_classes),
     ):

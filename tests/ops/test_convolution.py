@@ -5,26 +5,30 @@ import math
 import re
 from typing import NamedTuple
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from nets import normal, relative
 
+from terminator_jax.ops import fastest
 from terminator_jax.ops.channel_major import enter, leave
 from terminator_jax.ops.convolution import (
     DENSE_UP_TO,
-    DIRECT_UP_TO,
     METHODS,
+    PADDINGS,
     convolve_all,
     convolve_reference,
     depthwise_correlate,
     fft_conv,
 )
 from terminator_jax.ops.fourier import fast_length
+from terminator_jax.ops.measured import Point
 
 pytestmark = pytest.mark.usefixtures("x64")
-methods = pytest.mark.parametrize("method", ["fft", "dft", "direct"])
+methods = pytest.mark.parametrize("method", METHODS[1:])
 
 
 class Case(NamedTuple):
@@ -182,7 +186,7 @@ def test_a_large_value_leaves_the_other_channels_alone(method):
 
 
 @pytest.mark.parametrize("case", [Case((6, 5), (3, 3)), Case((9,), (9,), per_sample=True)], ids=str)
-@pytest.mark.parametrize("method", ["dft", "direct"])
+@pytest.mark.parametrize("method", ["dft", "direct", "dense"])
 def test_bounded_memory_changes_nothing(case, method):
     """Five channels do not divide into two or three parts."""
     x, kernel = arrays(case, channels=5)
@@ -196,7 +200,7 @@ def test_bounded_memory_changes_nothing(case, method):
     assert "scan" in str(jax.make_jaxpr(bounded)(x, kernel))
 
 
-@pytest.mark.parametrize("method", ["auto", "fft", "dft", "direct"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_several_maps_with_one_kernel(method, per_sample):
     x, kernel = arrays(Case((6, 5), (6, 5), per_sample=per_sample))
@@ -221,10 +225,83 @@ def test_several_maps_with_one_kernel(method, per_sample):
         assert relative(found, expected) < 1e-12
 
 
-def test_auto_is_one_of_the_methods():
-    assert set(METHODS) == {"auto", "fft", "dft", "direct"}
-    for positions in (DIRECT_UP_TO, DIRECT_UP_TO + 1):
-        check(Case((6,), (positions,)), "auto")
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(st.data(), st.integers(1, 3), st.sampled_from(METHODS[1:]), st.booleans())
+def test_any_shapes(data, dims, method, per_sample):
+    lengths = st.tuples(*[st.integers(1, (40, 7, 4)[dims - 1])] * dims)
+    size, kernel = data.draw(lengths), data.draw(lengths)
+    padding = data.draw(st.sampled_from(PADDINGS))
+    hypothesis.assume(padding != "causal" or dims == 1)
+    hypothesis.assume(padding != "valid" or all(k <= n for k, n in zip(kernel, size, strict=True)))
+    check(Case(size, kernel, padding, data.draw(st.booleans()), per_sample), method)
+
+
+@methods
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_mapped_over_a_further_axis(method, per_sample):
+    case = Case((6, 5), (3, 4), per_sample=per_sample)
+    x, kernel = arrays(case)
+    xs, kernels = jnp.stack([x, jnp.sin(x)]), jnp.stack([kernel, jnp.cos(kernel)])
+    w = normal(*x.shape, seed=3)
+    for in_axes, k in ((0, kernels), (None, kernel)):
+        together = jax.vmap(lambda x, k: run(case, method, None, x, k, w), (0, in_axes))(xs, k)
+        for n in range(2):
+            each = run(case, method, None, xs[n], kernels[n] if in_axes == 0 else kernel, w)
+            for found, expected in zip(together, each, strict=True):
+                assert relative(found[n], expected) < 1e-12
+
+
+@methods
+def test_gradients_of_gradients(method):
+    """Σ w sin(x * k): by reverse mode twice, against `dense`, which is plain JAX."""
+    x, kernel = arrays(Case((6,), (4,)))
+    w = normal(*x.shape, seed=3)
+
+    def penalty(x, kernel, method):
+        def loss(x, kernel):
+            return jnp.sum(w * jnp.sin(fft_conv(x, kernel, method=method)))
+
+        gradients = jax.grad(loss, (0, 1))(x, kernel)
+        return sum(jnp.sum(jnp.sin(g) * g) for g in gradients)
+
+    twice = jax.jit(jax.grad(penalty, (0, 1)), static_argnums=2)
+    reference = "dense" if method != "dense" else "direct"
+    pairs = zip(twice(x, kernel, method), twice(x, kernel, reference), strict=True)
+    for found, expected in pairs:
+        assert relative(found, expected) < 1e-11
+
+
+def test_auto_takes_what_was_fastest_with_and_without_a_gradient(monkeypatch):
+    points = [
+        Point("cpu", 1, 8, 8, True, "direct", "dense"),
+        Point("cpu", 1, 64, 8, True, "dense", "direct"),
+    ]
+    monkeypatch.setattr(fastest, "POINTS", points)
+
+    def operations(size, function):
+        x = jnp.ones((2, size, 3))
+        return str(jax.make_jaxpr(function)(x, jnp.ones((2, 7, 3))))
+
+    def gradient(x, k):
+        return jax.vjp(fft_conv, x, k)[1](x)
+
+    for size, has_product in ((9, False), (50, True)):
+        assert ("dot_general" in operations(size, fft_conv)) == has_product
+    assert "dot_general" in operations(9, gradient)
+    assert fastest.fastest("cpu", (9,), (7,), True) == ("direct", "dense")
+    assert fastest.fastest("cpu", (50,), (30,), True) == ("dense", "direct")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "another"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_auto_is_a_method_everywhere(platform, dims):
+    for n, k in ((4, 3), (4, 9), (1000, 3), (1000, 1000)):
+        for per_sample in (False, True):
+            choice = fastest.fastest(platform, (n,) * dims, (k,) * dims, per_sample)
+            assert set(choice) <= {"fft", "dft", "direct", "dense"}
+            # What would take minutes to compile, or gigabytes.
+            assert k**dims <= 1000 or "direct" not in choice
+            assert n <= 100 or "dense" not in choice
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,292 @@
+"""Depthwise convolutions against each other: time and peak memory, with and without gradient.
+
+    python benchmarks/convolution.py            # writes docs/performance.md and ops/measured.py
+    python benchmarks/convolution.py --quick    # a few points, writes nothing
+
+Ours are `fft`, `dft`, `direct`, `dense` and `auto`; beside them XLA's grouped convolution (`lax`),
+an FFT convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT
+where torch is installed. All meet the same arrays in the same process.
+"""
+
+import argparse
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+import timing
+
+from terminator_jax.ops import fastest, measured
+from terminator_jax.ops.convolution import METHODS, fft_conv
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+ELEMENTS = 2**21  # of a map, so that times compare across sizes
+
+
+class Point(NamedTuple):
+    """Sizes of one comparison."""
+
+    dims: int
+    length: int
+    kernel: int
+    per_sample: bool = False
+    batch: int = 0
+    channels: int = 0
+
+    @property
+    def lead(self) -> tuple[int, int]:
+        """Batch and channels."""
+        if self.batch:
+            return self.batch, self.channels
+        maps = max(1, ELEMENTS // self.length**self.dims)
+        channels = min(32, maps)
+        return min(64, maps // channels), channels
+
+    @property
+    def products(self) -> int:
+        """Multiplications of a convolution by its definition."""
+        return math.prod(self.lead) * (self.length * self.kernel) ** self.dims
+
+    def label(self) -> str:
+        """For a table's first columns."""
+        batch, channels = self.lead
+        size = "×".join([str(self.length)] * self.dims)
+        kernel = "×".join([str(self.kernel)] * self.dims)
+        return f"{batch}×{size}×{channels} | {kernel}{' per sample' if self.per_sample else ''}"
+
+
+def points() -> list[Point]:
+    """Every power of four in 1-D, of two in 2-D and 3-D, with kernels up to the map's size."""
+    lengths = {1: [4**p for p in range(3, 11)], 2: [2**p for p in range(3, 10)], 3: [8, 16, 32]}
+    kernels = {1: (3, 9, 33, 129, 1023), 2: (3, 5, 9, 17, 33), 3: (3, 5)}
+    every = []
+    for dims, sizes in lengths.items():
+        for n in sizes:
+            every += [Point(dims, n, k) for k in (*(k for k in kernels[dims] if k < n), n)]
+            every += [Point(dims, n, k, True) for k in (9 if dims == 1 else 5, n)]
+    return [*every, Point(2, 32, 9, batch=16, channels=144)]
+
+
+QUICK = [Point(1, 256, 9), Point(1, 4096, 4096), Point(2, 8, 9), Point(2, 32, 9, True)]
+
+
+def feasible(method: str, point: Point, gradient: bool) -> bool:
+    """Whether a method is worth trying: compiles and runs in seconds, and fits in memory."""
+    batch, channels = point.lead
+    positions, taps = point.length**point.dims, point.kernel**point.dims
+    matrices = channels * (batch if point.per_sample else 1) * positions**2
+    limits = {
+        "direct": taps <= 129,
+        "dense": matrices <= 2**25,
+        "lax": not point.per_sample and point.products <= (1e8 if gradient else 4e8),
+        "torch": not point.per_sample and point.products <= (1e9 if gradient else 1e10),
+    }
+    return limits.get(method, True)
+
+
+def naive_fft(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """An FFT convolution as one writes it down, with JAX's own gradient."""
+    axes = tuple(range(1, x.ndim - 1))
+    kernel = kernel if kernel.ndim == x.ndim else kernel[None]
+    sizes = [(x.shape[a], kernel.shape[a]) for a in axes]
+    lengths = [n + k - 1 for n, k in sizes]
+    spectrum = jnp.fft.rfftn(x, lengths, axes) * jnp.fft.rfftn(kernel, lengths, axes)
+    full = jnp.fft.irfftn(spectrum, lengths, axes)
+    return full[(slice(None), *(slice((k - 1) // 2, (k - 1) // 2 + n) for n, k in sizes))]
+
+
+def lax_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's grouped convolution."""
+    spatial = "HWD"[: x.ndim - 2]
+    size = kernel.shape[:-1]
+    return jax.lax.conv_general_dilated(
+        x, jnp.flip(kernel, range(len(size)))[..., None, :], (1,) * len(size),
+        [(k // 2, (k - 1) // 2) for k in size], feature_group_count=x.shape[-1],
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )  # fmt: skip
+
+
+def jax_call(function: Callable, arrays, gradient: bool) -> Callable[[], object]:
+    """The compiled function, or it and its two gradients, to be timed."""
+
+    def both(x, kernel, w):
+        out, pullback = jax.vjp(function, x, kernel)
+        return out, pullback(w)
+
+    run = both if gradient else lambda x, kernel, w: function(x, kernel)
+    compiled = jax.jit(run).lower(*arrays).compile()
+    return lambda: jax.block_until_ready(compiled(*arrays))
+
+
+def torch_call(name: str, point: Point, arrays, gradient: bool) -> Callable[[], object]:
+    """The same in PyTorch, in its own layout (channels first)."""
+    x, kernel, w = (
+        torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.array(a), -1, -1 - point.dims)))
+        for a in arrays
+    )
+    axes = tuple(range(-point.dims, 0))
+
+    def grouped(x, kernel):
+        convolve = getattr(torch.nn.functional, f"conv{point.dims}d")
+        weight = torch.flip(kernel, axes)[:, None]
+        return convolve(x, weight, padding="same", groups=len(kernel))
+
+    def by_fft(x, kernel):
+        lengths = [x.shape[a] + kernel.shape[a] - 1 for a in axes]
+        spectrum = torch.fft.rfftn(x, lengths, axes) * torch.fft.rfftn(kernel, lengths, axes)
+        full = torch.fft.irfftn(spectrum, lengths, axes)
+        starts = [(kernel.shape[a] - 1) // 2 for a in axes]
+        cuts = [slice(s, s + x.shape[a]) for s, a in zip(starts, axes, strict=True)]
+        return full[(..., *cuts)]
+
+    function = {"torch": grouped, "torch fft": by_fft}[name]
+    if not gradient:
+        return lambda: function(x, kernel)
+    x.requires_grad_(), kernel.requires_grad_()
+
+    def both():
+        x.grad = kernel.grad = None
+        function(x, kernel).backward(w)
+        return x.grad, kernel.grad
+
+    return both
+
+
+def arrays_of(point: Point) -> list[jax.Array]:
+    """A map, a kernel and a gradient of the result."""
+    rng = np.random.default_rng(0)
+    batch, channels = point.lead
+    shape = (batch, *[point.length] * point.dims, channels)
+    size = (*[batch] * point.per_sample, *[point.kernel] * point.dims, channels)
+    return [jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, size, shape)]
+
+
+def calls_of(point: Point, arrays, gradient: bool) -> dict[str, Callable[[], object]]:
+    """Every feasible way."""
+    ways = {m: lambda x, k, m=m: fft_conv(x, k, method=m) for m in METHODS[1:]}
+    ways |= {"jnp fft": naive_fft, "lax": lax_conv}
+    calls = {
+        name: jax_call(function, arrays, gradient)
+        for name, function in ways.items()
+        if feasible(name, point, gradient)
+    }
+    if torch is not None:
+        for name in ("torch", "torch fft"):
+            if feasible(name, point, gradient):
+                calls[name] = torch_call(name, point, arrays, gradient)
+    return calls
+
+
+class Result(NamedTuple):
+    """Seconds and peak bytes by method, and what `auto` took beside the best of ours."""
+
+    point: Point
+    gradient: bool
+    seconds: dict[str, float]
+    peaks: dict[str, int]
+    auto: float
+
+
+def measure(point: Point, gradient: bool) -> Result:
+    """All methods at one point; what is found fastest becomes `auto`'s choice there."""
+    arrays = arrays_of(point)
+    calls = calls_of(point, arrays, gradient)
+    seconds = timing.medians(calls)
+    peaks = {name: timing.peak_bytes(call) for name, call in calls.items()}
+    best = min((m for m in METHODS[1:] if m in seconds), key=seconds.get)
+    learn(point, gradient, best)
+    auto = jax_call(lambda x, k: fft_conv(x, k), arrays, gradient)
+    pair = timing.medians({"best": calls[best], "auto": auto})
+    return Result(point, gradient, seconds, peaks, pair["auto"] / pair["best"])
+
+
+def learn(point: Point, gradient: bool, best: str) -> None:
+    """Makes `best` the choice at this point, in this process."""
+    if point.batch:
+        return  # a point of its own, whose sizes are in the table already
+    key = (jax.default_backend(), point.dims, point.length, point.kernel, point.per_sample)
+    known = {p[:5]: p for p in fastest.POINTS}
+    old = known.get(key, measured.Point(*key, best, best))
+    known[key] = old._replace(**{"gradient" if gradient else "forward": best})
+    fastest.POINTS = tuple(known.values())
+
+
+def write_measured() -> None:
+    """Puts the choices into the library."""
+    path = Path(measured.__file__)
+    text = path.read_text().split("POINTS: ")[0]
+    rows = "".join(f"    Point{tuple(p)!r},\n".replace("'", '"') for p in sorted(fastest.POINTS))
+    path.write_text(f"{text}POINTS: tuple[Point, ...] = (\n{rows})\n")
+
+
+def line(result: Result) -> list[str]:
+    """A row of the table: times with peaks, the fastest in bold."""
+    columns = [*METHODS[1:], "jnp fft", "lax", "torch", "torch fft"]
+    quickest = min(result.seconds.values())
+
+    def cell(name):
+        if name not in result.seconds:
+            return "–"
+        seconds, peak = result.seconds[name], result.peaks[name]
+        text = f"{seconds * 1e3:.3g}"
+        return f"{f'**{text}**' if seconds == quickest else text} / {peak / 1e6:.0f}"
+
+    return [result.point.label(), *map(cell, columns), f"{result.auto:.2f}"]
+
+
+def growth(results: list[Result]) -> str:
+    """How the time of the best method grows along 1-D lengths, for kernels as long as the map."""
+    rows = []
+    for r in results:
+        p = r.point
+        if p.dims == 1 and p.kernel == p.length and r.gradient and not p.per_sample:
+            best = min(r.seconds[m] for m in METHODS[1:] if m in r.seconds)
+            each = best / math.prod(p.lead) / p.length / math.log2(p.length)
+            rows.append([f"2^{p.length.bit_length() - 1}", f"{best * 1e3:.3g}", f"{each * 1e9:.3g}"])
+    head = ["length", "ms, with gradient", "ns per position and log2(length)"]
+    return report.table(head, rows)
+
+
+def page(results: list[Result]) -> str:
+    """The section of `docs/performance.md`."""
+    head = ["map | kernel", *METHODS[1:], "jnp fft", "lax", "torch", "torch fft", "auto / best"]
+    head = " | ".join(head).split(" | ")
+    parts = [report.conditions("python benchmarks/convolution.py")]
+    parts.append("Milliseconds / peak MB; – where a method would take minutes or gigabytes.")
+    for title, gradient in (("Forward", False), ("With both gradients", True)):
+        rows = [line(r) for r in results if r.gradient == gradient]
+        parts += [f"### {title}", report.table(head, rows)]
+    worst = max(results, key=lambda r: r.auto)
+    parts.append(f"`auto` is within {worst.auto:.2f} of the best method at every point.")
+    parts += ["### Growth with length", growth(results)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few points, writes nothing")
+    quick = parser.parse_args().quick
+    # PyTorch's, about even kernels.
+    warnings.filterwarnings("ignore", "Using padding='same'")
+    results = []
+    for point in QUICK if quick else points():
+        for gradient in (False, True):
+            results.append(measure(point, gradient))
+            print(*line(results[-1]), "with gradient" if gradient else "", sep=" | ", flush=True)
+    if not quick:
+        write_measured()
+        report.write_section("convolution", page(results))
+
+
+if __name__ == "__main__":
+    main()

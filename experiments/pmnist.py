@@ -1,0 +1,28 @@
+"""A small Terminator on permuted MNIST: sequences of 784 pixels in one random order.
+
+    python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist
+
+The order is that of NumPy's `RandomState(0)`, whose stream is frozen; it is a field of the
+configuration, and so kept with every run.
+"""
+
+import numpy as np
+
+from terminator_jax.training.config import default_config
+
+
+def get_config():
+    """What differs from `default_config()`."""
+    config = default_config()
+    config.epochs = 5
+    config.batch_size = 64
+    config.eval_batch_size = 80
+    config.model.variant = "smnist"
+    config.data.name = "mnist"
+    config.data.sequence = True
+    config.data.permutation = tuple(np.random.RandomState(0).permutation(784).tolist())
+    config.data.mean = (0.1307,)
+    config.data.std = (0.3081,)
+    config.optimizer.learning_rate = 0.001
+    config.optimizer.warmup_epochs = 0.5
+    return config

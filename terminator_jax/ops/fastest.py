@@ -1,0 +1,52 @@
+"""Which method of convolution is fastest, from the measurements in `measured.py`."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from terminator_jax.ops.measured import POINTS
+
+# Where nobody has measured: `direct` up to so many kernel positions, beyond them these methods.
+DIRECT_UP_TO = 81
+BEYOND = {"gpu": "fft", "cpu": "fft"}
+
+
+class Choice(NamedTuple):
+    """Methods of `fft_conv`: for the result alone, and where a gradient is taken."""
+
+    forward: str
+    gradient: str
+
+
+def fastest(platform: str, spatial: Sequence[int], size: Sequence[int], per_sample: bool) -> Choice:
+    """The methods that were fastest at the point measured that is nearest.
+
+    Args:
+      platform: as `jax.default_backend()` names it.
+      spatial: positions of the map per axis.
+      size: positions of the kernel per axis.
+      per_sample: whether each sample has a kernel of its own.
+
+    Example:
+      >>> fastest("cpu", (512, 512), (512, 512), False).forward in ("dft", "fft")
+      True
+    """
+    alike = [
+        p for p in POINTS
+        if (p.platform, p.dims, p.per_sample) == (platform, len(spatial), per_sample)
+    ]  # fmt: skip
+    if not alike:
+        small = math.prod(size) <= DIRECT_UP_TO
+        return Choice(*["direct" if small else BEYOND.get(platform, "dft")] * 2)
+
+    def distance(point):
+        lengths = zip((point.length, point.kernel), (spatial, size), strict=True)
+        return sum(abs(math.log2(a) - _side(b)) for a, b in lengths)
+
+    best = min(alike, key=distance)
+    return Choice(best.forward, best.gradient)
+
+
+def _side(lengths: Sequence[int]) -> float:
+    """The logarithm of the geometric mean."""
+    return math.log2(math.prod(lengths)) / len(lengths)
