@@ -251,7 +251,9 @@ def growth(results: list[Result]) -> str:
         if p.dims == 1 and p.kernel == p.length and r.gradient and not p.per_sample:
             best = min(r.seconds[m] for m in METHODS[1:] if m in r.seconds)
             each = best / math.prod(p.lead) / p.length / math.log2(p.length)
-            rows.append([f"2^{p.length.bit_length() - 1}", f"{best * 1e3:.3g}", f"{each * 1e9:.3g}"])
+            rows.append(
+                [f"2^{p.length.bit_length() - 1}", f"{best * 1e3:.3g}", f"{each * 1e9:.3g}"]
+            )
     head = ["length", "ms, with gradient", "ns per position and log2(length)"]
     return report.table(head, rows)
 

@@ -11,7 +11,9 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 Call = Callable[[], object]
 
 
-def medians(calls: Mapping[str, Call], *, repeats: int = 7, seconds: float = 1.5) -> dict[str, float]:
+def medians(
+    calls: Mapping[str, Call], *, repeats: int = 7, seconds: float = 1.5
+) -> dict[str, float]:
     """Seconds that each call takes: medians, the calls taking turns.
 
     A call must return when its work is done. One that takes long is repeated less, three times at
@@ -45,6 +47,8 @@ def peak_bytes(call: Call) -> int:
 
 def _status(field: str) -> int:
     [line] = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
     ]
     return int(line.split()[1]) * 1024

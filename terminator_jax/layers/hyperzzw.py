@@ -7,8 +7,8 @@ from flax import nnx
 from terminator_jax.layers.magnet import OMEGA0
 from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
 from terminator_jax.ops.channel_major import enter, leave
-from terminator_jax.ops.convolution import depthwise_correlate
-from terminator_jax.ops.hyperzzw import operator_named
+from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.hyperzzw import check_causal, operator_named
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -27,6 +27,7 @@ class GlobalHyperZZW(nnx.Module):
       size: positions of the maps per axis.
       channels: channels of the maps.
       operator: `∘`, one of `terminator_jax.ops.hyperzzw.OPERATORS`; `dot` needs square 2-D maps.
+      causal: for sequences: no result depends on a later position.
       hidden: width of the slow network.
       layers: hidden layers of the slow network.
       omega0: frequency scale of the slow network.
@@ -49,6 +50,7 @@ class GlobalHyperZZW(nnx.Module):
         channels: int,
         *,
         operator: str = "dot",
+        causal: bool = False,
         hidden: int = 64,
         layers: int = 2,
         omega0: float = OMEGA0,
@@ -57,10 +59,11 @@ class GlobalHyperZZW(nnx.Module):
         rngs: nnx.Rngs,
     ):
         operator_named(operator)
+        check_causal(causal, size)
         if operator == "dot" and (len(size) != 2 or size[0] != size[1]):
             raise ValueError(f"the operator 'dot' needs square 2-D maps, got size {tuple(size)}")
         self.size, self.channels = tuple(size), channels
-        self.operator, self.dtype = operator, dtype
+        self.operator, self.causal, self.dtype = operator, causal, dtype
         self.slow_net = GlobalSlowNet(
             size, channels, hidden=hidden, layers=layers, omega0=omega0,
             param_dtype=param_dtype, rngs=rngs,
@@ -75,7 +78,8 @@ class GlobalHyperZZW(nnx.Module):
             )
         dtype = x.dtype if self.dtype is None else self.dtype
         x, u, kernel = (a.astype(dtype) for a in (x, u, self.slow_net()))
-        [out] = operator_named(self.operator)(enter(x * kernel[None]), [enter(u)])
+        operator = operator_named(self.operator)
+        [out] = operator(enter(x * kernel[None]), [enter(u)], causal=self.causal)
         return leave(out)
 
 
@@ -97,6 +101,7 @@ class LocalHyperZZW(nnx.Module):
       hidden: width of the slow network.
       layers: hidden layers of the slow network.
       omega0: frequency scale of the slow network.
+      causal: for sequences: the kernels reach back only, and depend on the first position alone.
       dtype: dtype of the result; that of u if None. The kernels themselves are computed in float32
         or wider.
       param_dtype: dtype of the parameters.
@@ -119,18 +124,20 @@ class LocalHyperZZW(nnx.Module):
         hidden: int = 32,
         layers: int = 2,
         omega0: float = OMEGA0,
+        causal: bool = False,
         dtype=None,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
         rngs: nnx.Rngs,
     ):
-        self.dtype = dtype
+        self.causal, self.dtype = causal, dtype
         self.slow_net = LocalSlowNet(
-            size, channels, ndim=ndim, hidden=hidden, layers=layers, omega0=omega0,
+            size, channels, ndim=ndim, hidden=hidden, layers=layers, omega0=omega0, causal=causal,
             param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
         )  # fmt: skip
 
     def __call__(self, source: jax.Array, u: jax.Array) -> jax.Array:
         """source and u `(batch, *spatial, channels)`; returns u's shape."""
         u = u if self.dtype is None else u.astype(self.dtype)
-        return depthwise_correlate(u, self.slow_net(source))
+        padding = "causal" if self.causal else "same"
+        return fft_conv(u, self.slow_net(source), correlate=True, padding=padding)

@@ -1,44 +1,30 @@
 """Interactions: gates from the means of a map, made of a HyperZZW product of vectors."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.slow import ChannelSlowNet, SpatialSlowNet
 from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.standardize import average
 
 
-def _means(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.mean(x, axes, dtype=jnp.promote_types(x.dtype, jnp.float32))
+def _over_space(x: jax.Array, causal: bool) -> jax.Array:
+    """Means `(batch, 1 …, channels)` or, causally, `(batch, length, channels)` of those so far."""
+    if causal and x.ndim != 3:
+        raise ValueError(f"causal needs (batch, length, channels), got {x.shape}")
+    return average(x, () if causal else tuple(range(1, x.ndim - 1)), running=1 if causal else None)
 
 
-def _spatial(x: jax.Array) -> tuple[int, ...]:
-    return tuple(range(1, x.ndim - 1))
-
-
-def channel_gate(mean: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`sigmoid(m ⊙ k_c ⊙ m)` of means `(batch, channels)` and a channel kernel `(channels,)`."""
-    return jax.nn.sigmoid(hyperzzw.twice(mean, kernel[None]))
-
-
-def exponents(
-    over_space: jax.Array, over_channels: jax.Array, channel: jax.Array, spatial: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """`m ⊙ k_c ⊙ m` and `s ⊙ k_s ⊙ s`, the sigmoid of whose product is the hyper interaction.
-
-    Args:
-      over_space: m, means `(batch, channels)`.
-      over_channels: s, means `(batch, *size)`.
-      channel: k_c, a channel kernel `(channels,)`.
-      spatial: k_s, a spatial kernel `(*size,)`.
-    """
-    return hyperzzw.twice(over_space, channel[None]), hyperzzw.twice(over_channels, spatial[None])
+def _channel_exponent(mean: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`m ⊙ k_c ⊙ m`."""
+    return hyperzzw.twice(mean, kernel.reshape((1,) * (mean.ndim - 1) + (-1,)))
 
 
 class HyperChannelInteraction(nnx.Module):
     """`m = mean_space(x)`, `out = x ⊙ sigmoid(m ⊙ k_c ⊙ m)`, k_c from a channel slow network.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> layer = HyperChannelInteraction(12, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 8, 8, 12))).shape
       (2, 8, 8, 12)
@@ -47,17 +33,28 @@ class HyperChannelInteraction(nnx.Module):
       channels: channels of the map.
       hidden: width of the slow network.
       layers: hidden layers of the slow network.
+      causal: for sequences: means over the positions so far.
       slow: `omega0` and `param_dtype` of the slow network.
       rngs: the source of the initial values.
     """
 
-    def __init__(self, channels: int, *, hidden: int = 32, layers: int = 2, rngs: nnx.Rngs, **slow):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        hidden: int = 32,
+        layers: int = 2,
+        causal: bool = False,
+        rngs: nnx.Rngs,
+        **slow,
+    ):
+        self.causal = causal
         self.channel = ChannelSlowNet(channels, hidden=hidden, layers=layers, rngs=rngs, **slow)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, *spatial, channels)` to the same."""
-        gate = channel_gate(_means(x, _spatial(x)), self.channel())
-        return x * jnp.expand_dims(gate, _spatial(x)).astype(x.dtype)
+        gate = _channel_exponent(_over_space(x, self.causal), self.channel())
+        return x * jax.nn.sigmoid(gate).astype(x.dtype)
 
 
 class HyperInteraction(nnx.Module):
@@ -66,6 +63,7 @@ class HyperInteraction(nnx.Module):
     `m = mean_space(y)`, `s = mean_channels(y)`, `out = x ⊙ sigmoid((s ⊙ k_s ⊙ s)(m ⊙ k_c ⊙ m))`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> layer = HyperInteraction((8, 8), 12, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 8, 8, 12)), jnp.ones((2, 8, 8, 12))).shape
       (2, 8, 8, 12)
@@ -76,6 +74,7 @@ class HyperInteraction(nnx.Module):
       channel_hidden: width of the channel slow network.
       spatial_hidden: width of the spatial slow network.
       layers: hidden layers of both.
+      causal: for sequences: means over the positions so far.
       slow: `omega0` and `param_dtype` of both.
       rngs: the source of the initial values.
     """
@@ -88,9 +87,11 @@ class HyperInteraction(nnx.Module):
         channel_hidden: int = 16,
         spatial_hidden: int = 64,
         layers: int = 2,
+        causal: bool = False,
         rngs: nnx.Rngs,
         **slow,
     ):
+        self.causal = causal
         self.channel = ChannelSlowNet(
             channels, hidden=channel_hidden, layers=layers, rngs=rngs, **slow
         )
@@ -100,8 +101,7 @@ class HyperInteraction(nnx.Module):
         """y and x `(batch, *size, channels)`; returns x gated."""
         if y.shape != x.shape:
             raise ValueError(f"y and x must have one shape, got {y.shape} and {x.shape}")
-        channel, spatial = exponents(
-            _means(y, _spatial(y)), _means(y, (-1,)), self.channel(), self.spatial()
-        )
-        gate = spatial[..., None] * jnp.expand_dims(channel, _spatial(y))
+        channel = _channel_exponent(_over_space(y, self.causal), self.channel())
+        spatial = hyperzzw.twice(average(y, (-1,)), self.spatial()[None, ..., None])
+        gate = channel * spatial
         return x * jax.nn.sigmoid(gate).astype(x.dtype)

@@ -11,7 +11,7 @@ from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.convolution import convolve, depthwise_correlate
+from terminator_jax.ops.convolution import convolve, fft_conv
 from terminator_jax.ops.standardize import AxisName, batch_standardize, standardize
 
 
@@ -40,6 +40,8 @@ class LocalBranches(nnx.Module):
       hidden: width of the slow networks.
       layers: hidden layers of the slow networks.
       omega0: frequency scale of the slow networks.
+      causal: for sequences: kernels reach back only, and statistics are those of the positions so
+        far.
       dtype: dtype of the computation; statistics and kernels stay in float32 or wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any.
@@ -55,15 +57,17 @@ class LocalBranches(nnx.Module):
         hidden: int = 32,
         layers: int = 2,
         omega0: float = 2000.0,
+        causal: bool = False,
         dtype=None,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
         rngs: nnx.Rngs,
     ):
-        self.branches, self.dtype, self.axis_name = tuple(branches), dtype, axis_name
+        self.branches, self.causal = tuple(branches), causal
+        self.dtype, self.axis_name = dtype, axis_name
         self.slow_nets = LocalSlowNets(
             [b.size for b in branches], channels, ndim=ndim, hidden=hidden, layers=layers,
-            omega0=omega0, param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
+            omega0=omega0, causal=causal, param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
         )  # fmt: skip
         n = len(self.branches)
         keys = jax.random.split(rngs.params(), n)
@@ -82,13 +86,17 @@ class LocalBranches(nnx.Module):
         ]
 
     def _branch(self, n: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y = depthwise_correlate(x, kernel)
+        y = fft_conv(x, kernel, correlate=True, padding=self._padding)
         weight, bias, scalar = (
             p[n].astype(y.dtype) for p in (self.mixer_weight, self.mixer_bias, self.scalar)
         )
         y = y @ weight + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-        y = batch_standardize(y, axis_name=self.axis_name)
+        y = batch_standardize(y, causal=self.causal, axis_name=self.axis_name)
         return jax.nn.gelu(y, approximate=False) + scalar
+
+    @property
+    def _padding(self) -> str:
+        return "causal" if self.causal else "same"
 
     def channel_major(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
         """The same of channel-major maps, `(channels, batch, *spatial)`."""
@@ -102,7 +110,9 @@ class LocalBranches(nnx.Module):
         ]
 
     def _channel_major_branch(self, n: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y = convolve(x, channel_major.enter(kernel)[:, None], correlate=True)
+        kernel = channel_major.enter(kernel)[:, None]
+        y = convolve(x, kernel, correlate=True, padding=self._padding)
         y = channel_major.pointwise(y, self.mixer_weight[n], self.mixer_bias[n])
-        y = standardize(y, (1, *channel_major.space(y)), axis_name=self.axis_name)
+        space, running = channel_major.statistics(y, self.causal)
+        y = standardize(y, (1, *space), running=running, axis_name=self.axis_name)
         return gelu(y) + self.scalar[n].astype(y.dtype)

@@ -3,6 +3,7 @@
 `SFNEBlock` computes the same faster; tests compare the two.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -33,17 +34,22 @@ def sfne_reference(
         repeats = (1,) * (x.ndim - 1) + (block.channels // skip.shape[-1],)
         maps[f"skip{n}"] = jnp.tile(skip, repeats)
     y = block.bottleneck(jnp.concatenate([maps[name] for name in block.order], axis=-1))
-    y = group_standardize(y, groups=block.groups, axis_name=block.axis_name)
+    y = group_standardize(
+        y, groups=block.groups, causal=block.causal, axis_name=block.axis_name
+    )
     y = jax.nn.gelu(y, approximate=False) + block.bias[...].astype(y.dtype)
     return block.dropout(y, rngs=rngs)
 
 
 def _maps(block: SFNEBlock, x: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
     operate = OPERATORS[block.operator]
+    if block.operator == "convolution":
+        operate = functools.partial(operate, causal=block.causal)
+    standardize = functools.partial(instance_standardize, causal=block.causal)
     hyper = x * kernel
-    f = instance_standardize(block.rgu2(hyper) + block.rgu1(x))
-    u = instance_standardize(block.mixer(x))
-    h = instance_standardize(block.channel_interaction(x))
+    f = standardize(block.rgu2(hyper) + block.rgu1(x))
+    u = standardize(block.mixer(x))
+    h = standardize(block.channel_interaction(x))
     o, o_u, o_h = (operate(hyper, z) for z in (f, u, h))
     s = jax.nn.sigmoid(o) * o
     i = block.hyper_interaction(o, x)

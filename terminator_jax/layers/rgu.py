@@ -23,6 +23,7 @@ class RGU(nnx.Module):
     Args:
       size: the map's positions per axis; p has one value for each.
       channels: channels of the map.
+      causal: for sequences: each position is standardized by those so far.
       dtype: dtype of the computation; that of input and parameters if None.
       param_dtype: dtype of the parameters.
       rngs: the source of the initial values.
@@ -36,11 +37,12 @@ class RGU(nnx.Module):
         size: tuple[int, ...],
         channels: int,
         *,
+        causal: bool = False,
         dtype=None,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.size, self.channels = tuple(size), channels
+        self.size, self.channels, self.causal = tuple(size), channels, causal
 
         def linear():
             return nnx.Linear(
@@ -59,7 +61,7 @@ class RGU(nnx.Module):
 
     def gate(self, k: jax.Array, q: jax.Array) -> jax.Array:
         """`GELU(IS(k ⊙ q)) + p`."""
-        gated = jax.nn.gelu(instance_standardize(k * q), approximate=False)
+        gated = jax.nn.gelu(instance_standardize(k * q, causal=self.causal), approximate=False)
         return gated + self.position[...].astype(gated.dtype)[None, ..., None]
 
     def projections(self) -> tuple[jax.Array, jax.Array]:

@@ -9,12 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.dropout import ChannelDropout
-from terminator_jax.layers.interactions import (
-    HyperChannelInteraction,
-    HyperInteraction,
-    channel_gate,
-    exponents,
-)
+from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
 from terminator_jax.layers.local import LocalBranch, LocalBranches
 from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
@@ -25,6 +20,7 @@ from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
+    average,
     moments,
     normalize,
     standardize,
@@ -105,6 +101,8 @@ class SFNEBlock(nnx.Module):
       branches: the local branches (sizes and sources), one or more.
       operator: how the hyper-kernel meets a map, one of `terminator_jax.ops.hyperzzw.OPERATORS`.
       widths: sizes of the slow networks.
+      causal: for sequences: no result depends on a later position. Kernels reach back only, means
+        and standardizations are those of the positions so far.
       groups: groups of the standardization after the bottleneck; they divide λC.
       dropout: probability of dropping a channel of the output.
       omega0: frequency scale of the slow networks.
@@ -129,6 +127,7 @@ class SFNEBlock(nnx.Module):
         skips: Sequence[int] = (),
         branches: Sequence[LocalBranch] = BRANCHES,
         operator: str = "dot",
+        causal: bool = False,
         widths: SlowWidths = SlowWidths(),
         groups: int = 12,
         dropout: float = 0.0,
@@ -139,13 +138,14 @@ class SFNEBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         hyperzzw.operator_named(operator)
+        hyperzzw.check_causal(causal, size)
         if channels * factor % groups:
             raise ValueError(f"{channels} x {factor} channels do not divide into {groups} groups")
         for skip in skips:
             if channels % skip:
                 raise ValueError(f"a skip of {skip} channels cannot be tiled to {channels}")
         self.size, self.channels, self.skips = tuple(size), channels, tuple(skips)
-        self.operator, self.groups = operator, groups
+        self.operator, self.causal, self.groups = operator, causal, groups
         self.dtype, self.axis_name = dtype, axis_name
         self.order = bottleneck_order(len(branches), len(skips))
         slow = dict(omega0=omega0, param_dtype=param_dtype, rngs=rngs)
@@ -154,20 +154,21 @@ class SFNEBlock(nnx.Module):
         self.slow_net = GlobalSlowNet(
             size, channels, hidden=widths.global_hidden, layers=widths.global_layers, **slow
         )
-        self.rgu1 = RGU(size, channels, **fast)
-        self.rgu2 = RGU(size, channels, **fast)
+        self.rgu1 = RGU(size, channels, causal=causal, **fast)
+        self.rgu2 = RGU(size, channels, causal=causal, **fast)
         self.mixer = pointwise(channels, channels, **fast)
         self.channel_interaction = HyperChannelInteraction(
-            channels, hidden=widths.channel_hidden, layers=widths.channel_layers, **slow
-        )
+            channels, hidden=widths.channel_hidden, layers=widths.channel_layers, causal=causal,
+            **slow,
+        )  # fmt: skip
         self.hyper_interaction = HyperInteraction(
             size, channels, layers=widths.interaction_layers,
             channel_hidden=widths.interaction_channel_hidden,
-            spatial_hidden=widths.interaction_spatial_hidden, **slow,
+            spatial_hidden=widths.interaction_spatial_hidden, causal=causal, **slow,
         )  # fmt: skip
         self.local = LocalBranches(
             branches, channels, ndim=len(size), hidden=widths.local_hidden,
-            layers=widths.local_layers, omega0=omega0, axis_name=axis_name, **fast,
+            layers=widths.local_layers, omega0=omega0, causal=causal, axis_name=axis_name, **fast,
         )  # fmt: skip
         self.bottleneck = pointwise(len(self.order) * channels, factor * channels, **fast)
         self.bias = nnx.Param(jnp.zeros((), param_dtype))
@@ -215,39 +216,52 @@ class SFNEBlock(nnx.Module):
         x = x if self.dtype is None else x.astype(self.dtype)
         maps = self._maps(x, kernels or SlowKernels(*evaluate(self.slow_nets())))
         maps |= {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
+        _, running = channel_major.statistics(x, self.causal)
         y = standardize_groups(
-            self._mix(maps), self.groups, batch_axis=1, channel_axis=0, axis_name=self.axis_name
-        )
+            self._mix(maps), self.groups, batch_axis=1, channel_axis=0, running=running,
+            axis_name=self.axis_name,
+        )  # fmt: skip
         y = gelu(y) + self.bias[...].astype(y.dtype)
         scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
         return y if scale is None else y * channel_major.like(scale.T, y)
 
     def _maps(self, x: jax.Array, kernels: SlowKernels) -> dict[str, jax.Array]:
         """What the bottleneck reads, but for the skips."""
-        space = channel_major.space(x)
         hyper = x * channel_major.enter(kernels.hyper)[:, None].astype(x.dtype)
-        mean, square = moments(x, space)
         f, u = self._projected(x, hyper)
-        # IS(g x) for one gate g per sample and channel needs no statistics but those of x.
-        gate = channel_gate(jnp.squeeze(mean, space).T, kernels.gate).T
-        h = normalize(x, mean, square, EPSILON, channel_major.like(gate, mean))
-        o, o_u, o_h = hyperzzw.operator_named(self.operator)(hyper, [f, u, h])
+        h = self._gated(x, kernels.gate)
+        operator = hyperzzw.operator_named(self.operator)
+        o, o_u, o_h = operator(hyper, [f, u, h], causal=self.causal)
         s = jax.nn.sigmoid(o) * o
         local = self.local.channel_major(dict(x=x, u=u, h=h))
         names = {f"l{n + 1}": m for n, m in enumerate(local)}
         i = self._interact(o, x, kernels)
         return dict(o=o, o_u=o_u, o_h=o_h, s=s, i=i, f=f, **names)
 
+    def _standardize(self, x: jax.Array) -> jax.Array:
+        """IS."""
+        space, running = channel_major.statistics(x, self.causal)
+        return standardize(x, space, running=running)
+
+    def _gated(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """IS of the hyper-channel interaction."""
+        space, running = channel_major.statistics(x, self.causal)
+        mean, square = moments(x, space, running=running)
+        gate = jax.nn.sigmoid(hyperzzw.twice(mean, channel_major.like(kernel, mean)))
+        if self.causal:
+            return self._standardize(x * gate.astype(x.dtype))
+        # One gate per sample and channel: IS(g x) needs no statistics but those of x.
+        return normalize(x, mean, square, EPSILON, gate)
+
     def _projected(self, x: jax.Array, hyper: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`f` and `u`, from one product of x and one of the hyper-kernel."""
-        space = channel_major.space(x)
         (kernel1, bias1), (kernel2, bias2) = self.rgu1.projections(), self.rgu2.projections()
         kernel1 = jnp.concatenate([kernel1, self.mixer.kernel[...]], axis=1)
         bias1 = jnp.concatenate([bias1, self.mixer.bias[...]])
         k1, q1, u = jnp.split(channel_major.pointwise(x, kernel1, bias1), 3)
         k2, q2 = jnp.split(channel_major.pointwise(hyper, kernel2, bias2), 2)
         gated = [
-            gelu(standardize(k * q, space)) + rgu.position[...].astype(x.dtype)[None, None]
+            gelu(self._standardize(k * q)) + rgu.position[...].astype(x.dtype)[None, None]
             for rgu, k, q in ((self.rgu1, k1, q1), (self.rgu2, k2, q2))
         ]
         out = [self.rgu1.y, self.rgu2.y]
@@ -256,17 +270,15 @@ class SFNEBlock(nnx.Module):
             jnp.concatenate([y.kernel[...] for y in out]),
             sum(y.bias[...] for y in out),
         )
-        return standardize(f, space), standardize(u, space)
+        return self._standardize(f), self._standardize(u)
 
     def _interact(self, o: jax.Array, x: jax.Array, kernels: SlowKernels) -> jax.Array:
         """The hyper interaction of (o, x)."""
-        wide = jnp.promote_types(o.dtype, jnp.float32)
-        over_space, over_channels = (
-            jnp.mean(o, axes, dtype=wide) for axes in (channel_major.space(o), 0)
-        )
-        channel, spatial = exponents(over_space.T, over_channels, kernels.channel, kernels.spatial)
-        channel = channel.T.reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
-        return x * jax.nn.sigmoid(channel * spatial[None]).astype(x.dtype)
+        space, running = channel_major.statistics(o, self.causal)
+        mean = average(o, space, running=running)
+        channel = hyperzzw.twice(mean, channel_major.like(kernels.channel, mean))
+        spatial = hyperzzw.twice(average(o, (0,)), kernels.spatial[None, None])
+        return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)
 
     def _mix(self, maps: dict[str, jax.Array]) -> jax.Array:
         """The bottleneck; a tiled map counts once, with the sum of its copies' weights."""

@@ -80,6 +80,8 @@ class LocalSlowNets(nnx.Module):
       hidden: width of the networks.
       layers: L, the number of hidden layers.
       omega0: frequency scale of the sine filters.
+      causal: for sequences: the kernels depend on the first position alone, the only one that no
+        result may come before.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any: the kernels depend on the
         mean over the whole batch.
@@ -101,6 +103,7 @@ class LocalSlowNets(nnx.Module):
         hidden: int = 32,
         layers: int = 2,
         omega0: float = OMEGA0,
+        causal: bool = False,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
         rngs: nnx.Rngs,
@@ -108,7 +111,7 @@ class LocalSlowNets(nnx.Module):
         if not sizes or any(k < 1 or k % 2 == 0 for k in sizes):
             raise ValueError(f"sizes of local kernels must be odd, got {tuple(sizes)}")
         self.sizes, self.channels, self.ndim = tuple(sizes), channels, ndim
-        self.axis_name = axis_name
+        self.causal, self.axis_name = causal, axis_name
         n = len(self.sizes)
 
         def param(init, *shape):
@@ -150,6 +153,8 @@ class LocalSlowNets(nnx.Module):
 
     def from_mean(self, means: Sequence[jax.Array]) -> jax.Array:
         """Kernels from the maps' means over the (local) batch, `(*spatial, channels)` each."""
+        if self.causal:
+            means = [mean[:1] for mean in means]
         grids, inside, index = _canvas(self.sizes, self.ndim)
         pooled = across(self._pool(means), self.axis_name)
         net = magnet.Magnet(

@@ -21,21 +21,26 @@ class BatchStandardization(nnx.Module):
       (2, 8, 8, 12)
 
     Args:
+      causal: for sequences: by the statistics of the positions so far.
       epsilon: added to the variance.
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split, if any.
 
     Raises:
-      ValueError: when called with an array that has no spatial axis.
+      ValueError: when called with an array that has no spatial axis, or causally more than one.
 
     Source: Ioffe and Szegedy, "Batch Normalization", 2015, less its parameters and averages.
     """
 
-    def __init__(self, *, epsilon: float = EPSILON, axis_name: AxisName = None):
-        self.epsilon, self.axis_name = epsilon, axis_name
+    def __init__(
+        self, *, causal: bool = False, epsilon: float = EPSILON, axis_name: AxisName = None
+    ):
+        self.causal, self.epsilon, self.axis_name = causal, epsilon, axis_name
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, *spatial, channels)` to the same."""
-        return batch_standardize(x, epsilon=self.epsilon, axis_name=self.axis_name)
+        return batch_standardize(
+            x, causal=self.causal, epsilon=self.epsilon, axis_name=self.axis_name
+        )
 
 
 class InstanceStandardization(nnx.Module):
@@ -47,20 +52,21 @@ class InstanceStandardization(nnx.Module):
       (2, 8, 8, 12)
 
     Args:
+      causal: for sequences: by the statistics of the positions so far.
       epsilon: added to the variance.
 
     Raises:
-      ValueError: when called with an array that has no spatial axis.
+      ValueError: when called with an array that has no spatial axis, or causally more than one.
 
     Source: Ulyanov et al., "Instance Normalization", 2016, less its parameters.
     """
 
-    def __init__(self, *, epsilon: float = EPSILON):
-        self.epsilon = epsilon
+    def __init__(self, *, causal: bool = False, epsilon: float = EPSILON):
+        self.causal, self.epsilon = causal, epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, *spatial, channels)` to the same."""
-        return instance_standardize(x, epsilon=self.epsilon)
+        return instance_standardize(x, causal=self.causal, epsilon=self.epsilon)
 
 
 class GroupInstanceBatchStandardization(nnx.Module):
@@ -73,6 +79,7 @@ class GroupInstanceBatchStandardization(nnx.Module):
 
     Args:
       groups: into how many equal runs the channels are cut.
+      causal: for sequences: by the statistics of the positions so far.
       epsilon: added to the variance.
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split, if any.
 
@@ -83,13 +90,22 @@ class GroupInstanceBatchStandardization(nnx.Module):
     Interaction", 2024.
     """
 
-    def __init__(self, groups: int = 12, *, epsilon: float = EPSILON, axis_name: AxisName = None):
+    def __init__(
+        self,
+        groups: int = 12,
+        *,
+        causal: bool = False,
+        epsilon: float = EPSILON,
+        axis_name: AxisName = None,
+    ):
         if groups < 1:
             raise ValueError(f"groups must be positive, got {groups}")
-        self.groups, self.epsilon, self.axis_name = groups, epsilon, axis_name
+        self.groups, self.causal = groups, causal
+        self.epsilon, self.axis_name = epsilon, axis_name
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, *spatial, channels)` to the same."""
         return group_standardize(
-            x, groups=self.groups, epsilon=self.epsilon, axis_name=self.axis_name
-        )
+            x, groups=self.groups, causal=self.causal, epsilon=self.epsilon,
+            axis_name=self.axis_name,
+        )  # fmt: skip

@@ -33,6 +33,7 @@ class TerminatorConfig:
       dropout: channel dropout of each block.
       branches: the local branches of every block.
       operator: how the hyper-kernel meets a map: `dot`, `product` or `convolution`.
+      causal: of sequences: no feature depends on a later position (the logits do, on all).
       groups: groups of the standardization after each bottleneck; they divide each block's output.
       global_layers: depth of each block's global slow network. The other fields size the slow
         networks alike in all blocks, see `SlowWidths`.
@@ -47,6 +48,7 @@ class TerminatorConfig:
     dropout: tuple[float, ...] = (0.0, 0.05, 0.05, 0.05, 0.05)
     branches: tuple[LocalBranch, ...] = BRANCHES
     operator: str = "dot"
+    causal: bool = False
     groups: int = 12
     global_hidden: int = 64
     global_layers: tuple[int, ...] = (3, 2, 2, 2, 2)
@@ -174,7 +176,7 @@ class Terminator(nnx.Module):
             SFNEBlock(
                 config.size, channels[i], factor,
                 skips=[channels[j + 1] for j in config.skips[i]],
-                branches=config.branches, operator=config.operator,
+                branches=config.branches, operator=config.operator, causal=config.causal,
                 widths=SlowWidths(
                     global_layers=config.global_layers[i],
                     **{name: getattr(config, name) for name in widths},

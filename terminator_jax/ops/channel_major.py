@@ -27,6 +27,14 @@ def space(x: jax.Array) -> tuple[int, ...]:
     return tuple(range(2, x.ndim))
 
 
+def statistics(x: jax.Array, causal: bool) -> tuple[tuple[int, ...], int | None]:
+    """The axes that statistics over space are taken over, and the one that they run along.
+
+    Of a causal sequence these are none and the only one, else all and none.
+    """
+    return ((), 2) if causal else (space(x), None)
+
+
 def like(values: jax.Array, x: jax.Array) -> jax.Array:
     """`values`, one per channel `(channels,)` or `(channels, batch)`, to broadcast against `x`."""
     return values.astype(x.dtype).reshape(values.shape + (1,) * (x.ndim - values.ndim))

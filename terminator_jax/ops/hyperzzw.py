@@ -1,7 +1,8 @@
 """HyperZ·Z·W: products of a hyper-kernel with activations.
 
 The functions take `(batch, *spatial, channels)`. `OPERATORS` holds the same for channel-major
-arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel.
+arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel. Causal ones, for
+sequences, give each position what depends on no later one.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +44,8 @@ def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
     return hyper * u
 
 
-def convolution(hyper: jax.Array, u: jax.Array) -> jax.Array:
-    """u convolved with each sample's hyper-kernel times its input: linear, 'same'.
+def convolution(hyper: jax.Array, u: jax.Array, *, causal: bool = False) -> jax.Array:
+    """u convolved with each sample's hyper-kernel times its input: linear, 'same' or causal.
 
     Example:
       >>> u = jnp.ones((2, 9, 3))
@@ -53,7 +54,11 @@ def convolution(hyper: jax.Array, u: jax.Array) -> jax.Array:
     """
     if hyper.shape != u.shape:
         raise ValueError(f"convolution needs equal shapes, got {hyper.shape} and {u.shape}")
-    return fft_conv(u, hyper)
+    return fft_conv(u, hyper, padding=_padding(causal))
+
+
+def _padding(causal: bool) -> str:
+    return "causal" if causal else "same"
 
 
 def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -61,26 +66,40 @@ def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
     return y * kernel * y
 
 
-def _dots(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
+def _dots(
+    hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False
+) -> list[jax.Array]:
+    if causal:
+        raise ValueError("dot mixes all positions: choose 'product' or 'convolution' if causal")
     if hyper.ndim != 4 or hyper.shape[2] != hyper.shape[3]:
         raise ValueError(f"dot needs square 2-D maps, got a size of {hyper.shape[2:]}")
     return [hyper @ u for u in maps]
 
 
-def _convolutions(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
-    return convolve_all(maps, hyper)
+def _convolutions(
+    hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False
+) -> list[jax.Array]:
+    return convolve_all(maps, hyper, padding=_padding(causal))
 
 
-def _products(hyper: jax.Array, maps: Sequence[jax.Array]) -> list[jax.Array]:
+def _products(
+    hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False
+) -> list[jax.Array]:
     return [hyper * u for u in maps]
 
 
-Operator = Callable[[jax.Array, Sequence[jax.Array]], list[jax.Array]]
+Operator = Callable[..., list[jax.Array]]
 OPERATORS: dict[str, Operator] = {
     "dot": _dots,
     "product": _products,
     "convolution": _convolutions,
 }
+
+
+def check_causal(causal: bool, size: Sequence[int]) -> None:
+    """Raises ValueError if what is causal is no sequence."""
+    if causal and len(size) != 1:
+        raise ValueError(f"only sequences, of size (length,), are causal, not maps {tuple(size)}")
 
 
 def operator_named(name: str) -> Operator:

@@ -3,7 +3,8 @@
 BS over batch and space, IS over space, G-IBS each for every other group of channels.
 
 Statistics are the biased ones, in float32 or wider, from one pass over the map (the mean and the
-mean of squares together).
+mean of squares together). Causal ones run along a sequence: at each position they are those of the
+positions so far.
 """
 
 import jax
@@ -14,10 +15,31 @@ EPSILON = 1e-5
 AxisName = str | tuple[str, ...] | None
 
 
-def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and mean of squares over `axes` (kept, with length 1), in float32 or wider."""
+def average(x: jax.Array, axes: tuple[int, ...], *, running: int | None = None) -> jax.Array:
+    """Mean over `axes` (kept, with length 1), in float32 or wider.
+
+    Along the axis `running`, if there is one, each position gets the mean of those so far.
+
+    Example:
+      >>> print(average(jnp.array([[2.0, 4.0, 6.0]]), (), running=1))
+      [[2. 3. 4.]]
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    mean = jnp.mean(x, axes, dtype=wide, keepdims=True)
+    if running is None:
+        return mean
+    count = jnp.arange(1, x.shape[running] + 1, dtype=wide)
+    shape = [1] * x.ndim
+    shape[running] = -1
+    return jnp.cumsum(mean, running) / count.reshape(shape)
+
+
+def moments(
+    x: jax.Array, axes: tuple[int, ...], *, running: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and mean of squares, each as `average` has it."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.mean(x, axes, keepdims=True), jnp.mean(x * x, axes, keepdims=True)
+    return average(x, axes, running=running), average(x * x, axes, running=running)
 
 
 def across(statistics, axis_name: AxisName):
@@ -41,10 +63,15 @@ def normalize(
 
 
 def standardize(
-    x: jax.Array, axes: tuple[int, ...], *, epsilon: float = EPSILON, axis_name: AxisName = None
+    x: jax.Array,
+    axes: tuple[int, ...],
+    *,
+    running: int | None = None,
+    epsilon: float = EPSILON,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Zero mean and unit variance over `axes`, whatever the layout; `axis_name` as below."""
-    return normalize(x, *across(moments(x, axes), axis_name), epsilon)
+    return normalize(x, *across(moments(x, axes, running=running), axis_name), epsilon)
 
 
 def standardize_groups(
@@ -53,6 +80,7 @@ def standardize_groups(
     *,
     batch_axis: int,
     channel_axis: int,
+    running: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
 ) -> jax.Array:
@@ -61,7 +89,8 @@ def standardize_groups(
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
     axes = range(x.ndim)
-    instance = moments(x, tuple({*axes} - {axes[batch_axis], axes[channel_axis]}))
+    space = {*axes} - {axes[batch_axis], axes[channel_axis], running}
+    instance = moments(x, tuple(space), running=running)
     batch = across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name)
     shape = [1] * x.ndim
     shape[channel_axis] = channels
@@ -70,8 +99,14 @@ def standardize_groups(
     return normalize(x, *chosen, epsilon)
 
 
-def instance_standardize(x: jax.Array, *, epsilon: float = EPSILON) -> jax.Array:
+def instance_standardize(
+    x: jax.Array, *, causal: bool = False, epsilon: float = EPSILON
+) -> jax.Array:
     """IS: zero mean and unit variance over space, per sample and channel.
+
+    Args:
+      x: `(batch, *spatial, channels)`.
+      causal: for sequences: by the statistics of the positions so far.
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)) * 5 + 1
@@ -79,41 +114,59 @@ def instance_standardize(x: jax.Array, *, epsilon: float = EPSILON) -> jax.Array
       >>> bool(jnp.allclose(y.mean((1, 2)), 0, atol=1e-5))
       True
     """
-    _check(x)
-    return standardize(x, tuple(range(1, x.ndim - 1)), epsilon=epsilon)
+    running = _check(x, causal)
+    axes = () if causal else tuple(range(1, x.ndim - 1))
+    return standardize(x, axes, running=running, epsilon=epsilon)
 
 
 def batch_standardize(
-    x: jax.Array, *, epsilon: float = EPSILON, axis_name: AxisName = None
+    x: jax.Array,
+    *,
+    causal: bool = False,
+    epsilon: float = EPSILON,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """BS: zero mean and unit variance over batch and space, per channel.
 
     Args:
       x: `(batch, *spatial, channels)`.
+      causal: for sequences: by the statistics of the positions so far.
       axis_name: the mapped axis over which the batch is split, if any.
     """
-    _check(x)
-    return standardize(x, tuple(range(x.ndim - 1)), epsilon=epsilon, axis_name=axis_name)
+    running = _check(x, causal)
+    axes = (0,) if causal else tuple(range(x.ndim - 1))
+    return standardize(x, axes, running=running, epsilon=epsilon, axis_name=axis_name)
 
 
 def group_standardize(
-    x: jax.Array, *, groups: int = 12, epsilon: float = EPSILON, axis_name: AxisName = None
+    x: jax.Array,
+    *,
+    groups: int = 12,
+    causal: bool = False,
+    epsilon: float = EPSILON,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """G-IBS: even channel groups standardized over the batch (BS), odd ones per sample (IS).
 
     Args:
       x: `(batch, *spatial, channels)`; channels are cut into `groups` equal runs, in order.
+      causal: for sequences: by the statistics of the positions so far.
       axis_name: the mapped axis over which the batch is split, if any.
 
     Raises:
       ValueError: if the channels do not divide into the groups.
     """
-    _check(x)
+    running = _check(x, causal)
     return standardize_groups(
-        x, groups, batch_axis=0, channel_axis=-1, epsilon=epsilon, axis_name=axis_name
-    )
+        x, groups, batch_axis=0, channel_axis=-1, running=running, epsilon=epsilon,
+        axis_name=axis_name,
+    )  # fmt: skip
 
 
-def _check(x: jax.Array) -> None:
+def _check(x: jax.Array, causal: bool) -> int | None:
+    """The axis along which statistics run, if any."""
     if x.ndim < 3:
         raise ValueError(f"expected (batch, *spatial, channels), got shape {x.shape}")
+    if causal and x.ndim != 3:
+        raise ValueError(f"causal needs (batch, length, channels), got shape {x.shape}")
+    return 1 if causal else None

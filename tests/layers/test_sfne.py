@@ -36,6 +36,10 @@ CASES = {
         size=(6,), factor=2, groups=4, skips=(1,), operator="product",
         branches=(*ONE, LocalBranch(5, "h", "x"), LocalBranch(3, "x", "u")),
     ),
+    "causal": dict(
+        size=(6,), factor=3, groups=4, skips=(1,), operator="convolution", causal=True,
+        branches=(*ONE, LocalBranch(5, "h", "x"), LocalBranch(3, "x", "u")),
+    ),
 }  # fmt: skip
 
 
@@ -45,7 +49,7 @@ def test_follows_the_reference(x64, case):
     block = make(**CASES[case], param_dtype=jnp.float64)
     graph, params = nnx.split(block, nnx.Param)
     maps = [normal(2, *block.size, c, seed=c) for c in (block.channels, *block.skips)]
-    w = normal(2, *block.size, 12 if case != "1-D" else 8, seed=9)
+    w = normal(2, *block.size, len(block.bottleneck.bias), seed=9)
 
     def run(function):
         def loss(params, maps):
@@ -66,6 +70,21 @@ def test_follows_the_reference(x64, case):
         scale = np.abs(wanted).max()
         scale = scale if scale > 1e-12 * largest else largest
         assert np.abs(found - wanted).max() < 1e-9 * scale, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("operator", ["convolution", "product"])
+def test_nothing_causal_depends_on_what_comes_later(x64, operator):
+    case = CASES["causal"] | dict(operator=operator, dropout=0.0)
+    block = make(**case, param_dtype=jnp.float64)
+    x, skip = normal(3, 6, 4), normal(3, 6, 1, seed=2)
+    run = jax.jit(lambda x, skip: block(x, [skip]))
+    before = run(x, skip)
+    for t in range(6):
+        after = run(x.at[1, t, 2].add(0.5), skip.at[1, t].add(0.5))
+        assert t == 0 or relative(after[:, :t], before[:, :t]) < 1e-12
+        assert relative(after[1, t], before[1, t]) > 1e-3, t
+        # What comes later sees it, in the other samples through the batch's statistics.
+        assert t == 5 or relative(after[1, 5], before[1, 5]) > 1e-3, t
 
 
 def test_bottleneck_order():
@@ -108,6 +127,7 @@ def test_bfloat16():
     ("kwargs", "message"),
     [
         (dict(operator="plus"), "'plus' is not one of ('dot', 'product'"),
+        (dict(causal=True), "only sequences, of size (length,), are causal, not maps (4, 4)"),
         (dict(groups=5), "4 x 3 channels do not divide into 5 groups"),
         (dict(skips=(3,)), "a skip of 3 channels cannot be tiled to 4"),
         (dict(dropout=1.0), "rate must be in [0, 1), got 1.0"),

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-CASES = ["BS", "G-IBS", "LocalBranches", "ChannelDropout", "SFNEBlock"]
+CASES = ["BS", "G-IBS", "LocalBranches", "ChannelDropout", "SFNEBlock", "causal SFNEBlock"]
 
 CODE = """
 import json
@@ -50,6 +50,13 @@ CASES = {
             param_dtype=jnp.float64, axis_name=a, rngs=init(),
         ),
         lambda m, x: m(x, rngs=key()),
+    ),
+    "causal SFNEBlock": (
+        lambda a: SFNEBlock(
+            (16,), 4, 2, branches=BRANCHES, widths=WIDTHS, groups=2, operator="convolution",
+            causal=True, param_dtype=jnp.float64, axis_name=a, rngs=init(),
+        ),
+        lambda m, x: m(x.reshape(len(x), 16, 4)),
     ),
 }
 

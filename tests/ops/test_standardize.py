@@ -32,6 +32,11 @@ def standardized(x, axes, epsilon=1e-5):
     return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
 
 
+def so_far(function, x):
+    """What `function` makes of the sequence up to each position, there."""
+    return np.stack([function(x[:, : t + 1])[:, t] for t in range(x.shape[1])], 1)
+
+
 def over_batch(x, epsilon=1e-5):
     return standardized(x, tuple(range(np.ndim(x) - 1)), epsilon)
 
@@ -118,3 +123,17 @@ def test_float32_with_a_mean_of_many_deviations(x64):
 def test_errors(function, shape, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(function, jnp.zeros(shape))
+
+
+def test_causal_statistics_are_those_so_far(x64):
+    x = skewed((3, 7, 6))
+    assert relative(instance_standardize(x, causal=True), so_far(over_space, x)) < 1e-10
+    assert relative(batch_standardize(x, causal=True), so_far(over_batch, x)) < 1e-10
+    groups = so_far(lambda part: group_standardize(jnp.asarray(part), groups=3), x)
+    assert relative(group_standardize(x, groups=3, causal=True), groups) < 1e-10
+
+
+@pytest.mark.parametrize("function", [instance_standardize, batch_standardize, group_standardize])
+def test_only_sequences_are_causal(function):
+    with pytest.raises(ValueError, match=r"needs \(batch, length, channels\), got shape \(2, 4, 5"):
+        function(jnp.ones((2, 4, 5, 12)), causal=True)
