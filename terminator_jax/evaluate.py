@@ -11,6 +11,7 @@ Evaluates a checkpoint of a run, the best one unless told otherwise.
 
     python -m terminator_jax.evaluate --workdir=runs/digits
     python -m terminator_jax.evaluate --workdir=runs/digits --step=440
+    python -m terminator_jax.evaluate --workdir=runs/digits --size=16
     python -m terminator_jax.evaluate --workdir=runs/digits --config.data.eval_split=train
 """
 
@@ -20,15 +21,20 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(DESCRIPTION)
     parser.add_argument("--workdir", required=True, type=Path, help="the directory of the run")
     parser.add_argument("--step", default="best", help="a checkpoint's step, or best")
+    parser.add_argument("--size", default=0, type=int, help="pixels per side, if not the run's")
     flags, overrides = parser.parse_known_args(arguments)
     if flags.step != "best" and not flags.step.isdigit():
         raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
 
+    if flags.size < 0:
+        raise InputError(f"--size is {flags.size}, and must be a number of pixels")
     # Imports JAX, which --help need not wait for.
     from terminator_jax.training import evaluation
 
     wanted = None if flags.step == "best" else int(flags.step)
-    step, scores = evaluation.evaluate_checkpoint(flags.workdir, wanted, overrides)
+    step, scores = evaluation.evaluate_checkpoint(
+        flags.workdir, wanted, overrides, flags.size or None
+    )
     print(
         f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
         f"{scores['count']:.0f} pictures"

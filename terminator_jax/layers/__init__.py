@@ -16,6 +16,9 @@ Arrays are `(batch, *spatial, channels)` throughout.
 | `GroupInstanceBatchStandardization` | each for every other group of channels |
 | `ChannelDropout` | drops channels alike on one device and on many |
 | `pointwise` | the linear layer of mixers, bottlenecks and heads |
+| `SlowFast` | a network of your own that makes kernels, with a function that uses them |
+
+`terminator_jax.layers.linen` has the same for models in Flax Linen.
 """
 
 from terminator_jax.layers.dropout import ChannelDropout
@@ -33,6 +36,7 @@ from terminator_jax.layers.slow import (
     LocalSlowNets,
     SpatialSlowNet,
 )
+from terminator_jax.layers.slow_fast import SlowFast
 from terminator_jax.layers.standardization import (
     BatchStandardization,
     GroupInstanceBatchStandardization,
@@ -59,6 +63,7 @@ __all__ = [
     "LocalSlowNets",
     "MAGNet",
     "SFNEBlock",
+    "SlowFast",
     "SlowWidths",
     "SpatialSlowNet",
     "pointwise",

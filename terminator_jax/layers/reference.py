@@ -34,9 +34,7 @@ def sfne_reference(
         repeats = (1,) * (x.ndim - 1) + (block.channels // skip.shape[-1],)
         maps[f"skip{n}"] = jnp.tile(skip, repeats)
     y = block.bottleneck(jnp.concatenate([maps[name] for name in block.order], axis=-1))
-    y = group_standardize(
-        y, groups=block.groups, causal=block.causal, axis_name=block.axis_name
-    )
+    y = group_standardize(y, groups=block.groups, causal=block.causal, axis_name=block.axis_name)
     y = jax.nn.gelu(y, approximate=False) + block.bias[...].astype(y.dtype)
     return block.dropout(y, rngs=rngs)
 
@@ -50,7 +48,7 @@ def _maps(block: SFNEBlock, x: jax.Array, kernel: jax.Array) -> dict[str, jax.Ar
     f = standardize(block.rgu2(hyper) + block.rgu1(x))
     u = standardize(block.mixer(x))
     h = standardize(block.channel_interaction(x))
-    o, o_u, o_h = (operate(hyper, z) for z in (f, u, h))
+    o, o_u, o_h = (block.operator_scale * operate(hyper, z) for z in (f, u, h))
     s = jax.nn.sigmoid(o) * o
     i = block.hyper_interaction(o, x)
     local = block.local(dict(x=x, u=u, h=h))

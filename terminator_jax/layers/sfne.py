@@ -101,6 +101,7 @@ class SFNEBlock(nnx.Module):
       branches: the local branches (sizes and sources), one or more.
       operator: how the hyper-kernel meets a map, one of `terminator_jax.ops.hyperzzw.OPERATORS`.
       widths: sizes of the slow networks.
+      operator_scale: what the operator's results are multiplied with, see `Terminator.resized`.
       causal: for sequences: no result depends on a later position. Kernels reach back only, means
         and standardizations are those of the positions so far.
       groups: groups of the standardization after the bottleneck; they divide λC.
@@ -127,6 +128,7 @@ class SFNEBlock(nnx.Module):
         skips: Sequence[int] = (),
         branches: Sequence[LocalBranch] = BRANCHES,
         operator: str = "dot",
+        operator_scale: float = 1.0,
         causal: bool = False,
         widths: SlowWidths = SlowWidths(),
         groups: int = 12,
@@ -145,7 +147,8 @@ class SFNEBlock(nnx.Module):
             if channels % skip:
                 raise ValueError(f"a skip of {skip} channels cannot be tiled to {channels}")
         self.size, self.channels, self.skips = tuple(size), channels, tuple(skips)
-        self.operator, self.causal, self.groups = operator, causal, groups
+        self.operator, self.operator_scale = operator, operator_scale
+        self.causal, self.groups = causal, groups
         self.dtype, self.axis_name = dtype, axis_name
         self.order = bottleneck_order(len(branches), len(skips))
         slow = dict(omega0=omega0, param_dtype=param_dtype, rngs=rngs)
@@ -231,7 +234,8 @@ class SFNEBlock(nnx.Module):
         f, u = self._projected(x, hyper)
         h = self._gated(x, kernels.gate)
         operator = hyperzzw.operator_named(self.operator)
-        o, o_u, o_h = operator(hyper, [f, u, h], causal=self.causal)
+        results = operator(hyper, [f, u, h], causal=self.causal)
+        o, o_u, o_h = (self._scaled(result) for result in results)
         s = jax.nn.sigmoid(o) * o
         local = self.local.channel_major(dict(x=x, u=u, h=h))
         names = {f"l{n + 1}": m for n, m in enumerate(local)}
@@ -252,6 +256,9 @@ class SFNEBlock(nnx.Module):
             return self._standardize(x * gate.astype(x.dtype))
         # One gate per sample and channel: IS(g x) needs no statistics but those of x.
         return normalize(x, mean, square, EPSILON, gate)
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        return x if self.operator_scale == 1 else x * self.operator_scale
 
     def _projected(self, x: jax.Array, hyper: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`f` and `u`, from one product of x and one of the hyper-kernel."""

@@ -13,7 +13,7 @@ from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
-from terminator_jax.ops import channel_major
+from terminator_jax.ops import channel_major, coordinates
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -33,6 +33,7 @@ class TerminatorConfig:
       dropout: channel dropout of each block.
       branches: the local branches of every block.
       operator: how the hyper-kernel meets a map: `dot`, `product` or `convolution`.
+      operator_scale: what the operator's results are multiplied with; `resized` sets it.
       causal: of sequences: no feature depends on a later position (the logits do, on all).
       groups: groups of the standardization after each bottleneck; they divide each block's output.
       global_layers: depth of each block's global slow network. The other fields size the slow
@@ -48,6 +49,7 @@ class TerminatorConfig:
     dropout: tuple[float, ...] = (0.0, 0.05, 0.05, 0.05, 0.05)
     branches: tuple[LocalBranch, ...] = BRANCHES
     operator: str = "dot"
+    operator_scale: float = 1.0
     causal: bool = False
     groups: int = 12
     global_hidden: int = 64
@@ -135,6 +137,13 @@ class Intermediates(NamedTuple):
     features: list[jax.Array]
 
 
+class Resized(NamedTuple):
+    """`model`: at its new size; `changes`: what is not as it was, a line each."""
+
+    model: "Terminator"
+    changes: tuple[str, ...]
+
+
 class Terminator(nnx.Module):
     """A classifier of slow-fast blocks.
 
@@ -169,14 +178,15 @@ class Terminator(nnx.Module):
         axis_name: AxisName = None,
         rngs: nnx.Rngs,
     ):
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.axis_name = config, dtype, axis_name
         widths = {f.name for f in dataclasses.fields(SlowWidths)} - {"global_layers"}
         channels = config.block_channels
         self.blocks = nnx.List(
             SFNEBlock(
                 config.size, channels[i], factor,
                 skips=[channels[j + 1] for j in config.skips[i]],
-                branches=config.branches, operator=config.operator, causal=config.causal,
+                branches=config.branches, operator=config.operator,
+                operator_scale=config.operator_scale, causal=config.causal,
                 widths=SlowWidths(
                     global_layers=config.global_layers[i],
                     **{name: getattr(config, name) for name in widths},
@@ -217,6 +227,54 @@ class Terminator(nnx.Module):
         return logits, Intermediates(
             [k.hyper for k in kernels], [channel_major.leave(f) for f in features]
         )
+
+    def resized(self, size: tuple[int, ...]) -> "Resized":
+        """The same network on a finer or coarser grid, with what had to change.
+
+        A hyper-kernel is a function of coordinates, and so has a value wherever one is asked for.
+        Tables with one value per position are interpolated, and the operator's results scaled, for
+        they sum over more positions or fewer. How much of its accuracy a network keeps depends on
+        `omega0`: at 2000, the published value, kernels vary faster than the grid can follow, and
+        another grid sees other kernels.
+
+        Args:
+          size: positions per axis.
+
+        Raises:
+          ValueError: for another number of axes, or sides that differ where the operator is `dot`.
+
+        Example:
+          >>> def larger():
+          ...     return Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0)).resized((16, 16))
+          >>> nnx.eval_shape(lambda: larger().model).config.size
+          (16, 16)
+        """
+        old, size = self.config, tuple(size)
+        if len(size) != len(old.size):
+            raise ValueError(f"size must have {len(old.size)} axes like {old.size}, got {size}")
+        if old.operator == "dot" and len(set(size)) > 1:
+            raise ValueError(f"the operator 'dot' needs square maps, got size {size}")
+        # Over how many positions each result is a sum.
+        summed = {"dot": lambda s: s[-1], "convolution": math.prod, "product": lambda s: 1}
+        count = summed[old.operator]
+        scale = old.operator_scale * count(old.size) / count(size)
+        config = dataclasses.replace(old, size=size, operator_scale=scale)
+        model = nnx.eval_shape(
+            lambda: Terminator(
+                config, dtype=self.dtype, param_dtype=self.head.kernel.dtype,
+                axis_name=self.axis_name, rngs=nnx.Rngs(0),
+            )
+        )  # fmt: skip
+        changes = [f"operator_scale: {old.operator_scale:.4g} to {scale:.4g}"] * (scale != 1)
+        mine, new = (nnx.to_flat_state(nnx.state(m, nnx.Param)) for m in (self, model))
+        for (path, variable), (_, target) in zip(mine, new, strict=True):
+            value = variable[...]
+            if value.shape != target.shape:
+                changes.append(f"{'.'.join(map(str, path))}: {old.size} interpolated to {size}")
+                table = coordinates.interpolate(value.reshape(old.size), size)
+                value = table.reshape(target.shape)
+            target.set_value(value)
+        return Resized(model, tuple(changes))
 
     def _slow_kernels(self) -> list[SlowKernels]:
         """What the slow networks of every block give, evaluated together."""

@@ -1,9 +1,11 @@
 """Coordinates of the positions of a map, the input of every slow network."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def grid(size: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -25,3 +27,28 @@ def grid(size: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     axes = [jnp.linspace(-1, 1, n, dtype=dtype) for n in size]
     mesh = jnp.meshgrid(*axes, indexing="ij")
     return jnp.stack(mesh, axis=-1).reshape(math.prod(size), len(size))
+
+
+def interpolate(values: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Values on one grid of coordinates, read off between its positions on another (linearly).
+
+    Args:
+      values: `(*old size,)`, as many axes as `size` has.
+      size: positions per axis of the new grid; as in `grid`, both go from -1 to 1.
+
+    Example:
+      >>> print(interpolate(jnp.array([0.0, 2.0, 4.0]), (5,)))
+      [0. 1. 2. 3. 4.]
+    """
+    if values.ndim != len(size):
+        raise ValueError(f"values {values.shape} have not as many axes as the size {tuple(size)}")
+    for axis, (n, m) in enumerate(zip(values.shape, size, strict=True)):
+        matrix = jnp.asarray(_between(n, m), values.dtype)
+        values = jnp.moveaxis(jnp.tensordot(matrix, values, axes=(1, axis)), 0, axis)
+    return values
+
+
+def _between(n: int, m: int) -> np.ndarray:
+    """`(m, n)` matrix of linear interpolation from n positions to m."""
+    places = np.linspace(0, n - 1, m) if m > 1 else np.zeros(1)
+    return np.maximum(0, 1 - abs(places[:, None] - np.arange(n)))

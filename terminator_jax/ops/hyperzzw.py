@@ -66,9 +66,7 @@ def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
     return y * kernel * y
 
 
-def _dots(
-    hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False
-) -> list[jax.Array]:
+def _dots(hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False) -> list[jax.Array]:
     if causal:
         raise ValueError("dot mixes all positions: choose 'product' or 'convolution' if causal")
     if hyper.ndim != 4 or hyper.shape[2] != hyper.shape[3]:

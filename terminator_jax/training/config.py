@@ -286,12 +286,23 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """The configuration that `to_json` wrote, and checked.
 
+    Fields that are newer than the text have their defaults, which leave a run as it was.
+
     Raises:
         InputError: if it has other fields than this version knows.
     """
-    config = ConfigDict(_tuples(json.loads(text)))
+    values = _completed(_tuples(json.loads(text)), default_config().to_dict())
+    config = ConfigDict(values)
     check(config)
     return config.lock()
+
+
+def _completed(values: Any, defaults: Any) -> Any:
+    """`values` with what they lack."""
+    if not isinstance(values, dict) or not isinstance(defaults, dict):
+        return values
+    both = {name: _completed(values.get(name, own), own) for name, own in defaults.items()}
+    return {**both, **{name: value for name, value in values.items() if name not in both}}
 
 
 def _tuples(value: Any) -> Any:

@@ -1,7 +1,11 @@
 """The evaluation of a state, and of a checkpoint."""
 
+import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from flax import nnx
 
 from terminator_jax.data import pipeline, sources
 from terminator_jax.data.errors import InputError
@@ -9,8 +13,8 @@ from terminator_jax.training import config as configs
 from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.metrics import Scalars, totals
 from terminator_jax.training.parallel import own_process
-from terminator_jax.training.setup import Run, make_run
-from terminator_jax.training.state import TrainState
+from terminator_jax.training.setup import Run, make_run, open_split
+from terminator_jax.training.state import TrainState, split
 from terminator_jax.training.step import make_eval_step
 
 # What a checkpoint cannot be evaluated with unless it was trained with it.
@@ -35,7 +39,10 @@ def make_evaluate(
 
 
 def evaluate_checkpoint(
-    workdir: Path, step: int | None = None, overrides: Sequence[str] = ()
+    workdir: Path,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    size: int | None = None,
 ) -> tuple[int, Scalars]:
     """Evaluates a checkpoint with the configuration that is kept beside it.
 
@@ -43,6 +50,7 @@ def evaluate_checkpoint(
         workdir: the directory of the run.
         step: which checkpoint; None for the best.
         overrides: flags such as `--config.data.eval_split=train`.
+        size: pixels per side of pictures and model, if not those that it was trained with.
 
     Returns:
         The step and what `make_evaluate` gives.
@@ -61,7 +69,25 @@ def evaluate_checkpoint(
     chosen = _choose(checkpoints, workdir, step)
     run = make_run(config)
     state, _ = checkpoints.restore(chosen, run.like, run.mode.replicated)
+    if size is not None:
+        run, state = _resized(run, state, size)
     return chosen, make_evaluate(run, run.read(run.eval))(state)
+
+
+def _resized(run: Run, state: TrainState, size: int) -> tuple[Run, TrainState]:
+    """Model and pictures with `size` pixels per side; says on stderr what changes in the model."""
+    model = nnx.merge(run.graph, state.params, state.other)
+    if run.config.data.sequence or not hasattr(model, "resized"):
+        raise InputError("--size is for models of pictures that have a `resized`: leave it away")
+    model, changes = model.resized((size, size))
+    print(*changes, sep="\n", file=sys.stderr)
+    graph, params, other = split(model)
+    task = dataclasses.replace(run.task, model_config=model.config)
+    config = run.config.copy_and_resolve_references()
+    config.data.resize = size
+    pictures = open_split(config, config.data.eval_split)
+    run = run._replace(config=config, task=task, graph=graph, eval=pictures)
+    return run, state._replace(params=params, other=other)
 
 
 def _choose(checkpoints: Checkpoints, workdir: Path, step: int | None) -> int:

@@ -83,7 +83,7 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     mode = make_parallel(config, devices)
     task = make_task(config, mode.axis_name)
     train, test = (
-        _open(config, name) for name in (config.data.train_split, config.data.eval_split)
+        open_split(config, name) for name in (config.data.train_split, config.data.eval_split)
     )
     check_data(task, train.shape, train.num_classes, train.name)
     if len(train) < config.batch_size:
@@ -97,7 +97,8 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     return Run(config, mode, task, train, test, graph, solver, schedule, like)
 
 
-def _open(config: ConfigDict, name: str) -> sources.Split:
+def open_split(config: ConfigDict, name: str) -> sources.Split:
+    """A split of the configuration's data set."""
     data = config.data
     return sources.open_split(
         data.name, name, data_dir=data.data_dir, download=data.download, resize=data.resize

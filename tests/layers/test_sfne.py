@@ -38,6 +38,7 @@ CASES = {
     ),
     "causal": dict(
         size=(6,), factor=3, groups=4, skips=(1,), operator="convolution", causal=True,
+        operator_scale=0.7,
         branches=(*ONE, LocalBranch(5, "h", "x"), LocalBranch(3, "x", "u")),
     ),
 }  # fmt: skip

@@ -1,0 +1,214 @@
+"""The layers as Flax Linen modules: the same names, arguments and calls, but without `rngs`.
+
+Example:
+  >>> import jax
+  >>> class Net(nn.Module):
+  ...     @nn.compact
+  ...     def __call__(self, x):
+  ...         return ChannelDropout(0.1)(RGU((8, 8), 12)(x))
+  >>> net, x = Net(), jnp.ones((2, 8, 8, 12))
+  >>> variables = net.init(jax.random.key(0), x)
+  >>> list(variables), list(variables["params"])
+  (['params'], ['RGU_0'])
+  >>> net.apply(variables, x).shape  # drops nothing without a key for it
+  (2, 8, 8, 12)
+  >>> net.apply(variables, x, rngs={"dropout": jax.random.key(1)}).shape
+  (2, 8, 8, 12)
+
+The parameters are those of the NNX layer, `nnx.to_pure_dict(nnx.state(layer))`. `apply` takes
+exactly these: it raises ValueError where some are missing, left over or of another shape.
+
+`pointwise` is an `nn.Dense`, and `SlowFast` joins Linen modules: there Linen's own checks hold.
+What is no layer, as `SlowWidths` or `BRANCHES`, comes from `terminator_jax.layers`.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from terminator_jax import layers
+from terminator_jax.layers.initializers import kaiming
+from terminator_jax.layers.slow_fast import generate
+
+__all__ = [
+    "RGU",
+    "BatchStandardization",
+    "ChannelDropout",
+    "ChannelSlowNet",
+    "GlobalHyperZZW",
+    "GlobalSlowNet",
+    "GroupInstanceBatchStandardization",
+    "HyperChannelInteraction",
+    "HyperInteraction",
+    "InstanceStandardization",
+    "LocalBranches",
+    "LocalHyperZZW",
+    "LocalSlowNet",
+    "LocalSlowNets",
+    "MAGNet",
+    "SFNEBlock",
+    "SlowFast",
+    "SpatialSlowNet",
+    "pointwise",
+]
+
+
+class Layer(nn.Module):
+    """A layer of `terminator_jax.layers`, built anew in every call around Linen's parameters.
+
+    Attributes:
+      layer: its NNX class; the fields are the arguments of its constructor.
+      random: whether that also takes `rngs`.
+    """
+
+    layer: ClassVar[type[nnx.Module]]
+    random: ClassVar[bool]
+
+    @nn.compact
+    def __call__(self, *args, **kwargs):
+        """As the NNX layer; where that takes `rngs`, it gets the key for `dropout`, if any."""
+        params = self.variables.get("params", {})
+        if self.is_initializing() and not params:
+            layer = self._make(self.make_rng("params") if self.random else None)
+            for name, value in _nested(layer).items():
+                self.put_variable("params", name, value)
+        else:
+            layer = nnx.eval_shape(lambda: self._make(0))
+            _fill(layer, params, "/".join(self.path) or type(self).__name__)
+        if "rngs" in inspect.signature(self.layer.__call__).parameters and self.has_rng("dropout"):
+            kwargs["rngs"] = nnx.Rngs(dropout=self.make_rng("dropout"))
+        return layer(*args, **kwargs)
+
+    @nn.nowrap
+    def _make(self, key: Any) -> nnx.Module:
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("parent", "name")]
+        rngs = dict(rngs=nnx.Rngs(params=key)) if self.random else {}
+        return self.layer(**{name: getattr(self, name) for name in names}, **rngs)
+
+
+def _variables(layer: nnx.Module) -> dict[str, nnx.Variable]:
+    """The parameters by their paths, as in `rgu1/k/kernel`."""
+    flat = nnx.to_flat_state(nnx.state(layer, nnx.Param))
+    return {"/".join(map(str, path)): variable for path, variable in flat}
+
+
+def _nested(layer: nnx.Module) -> dict[str, Any]:
+    """The parameters' values as Linen keeps them."""
+    return unflatten_dict({k: v.get_value() for k, v in _variables(layer).items()}, sep="/")
+
+
+def _fill(layer: nnx.Module, params: Mapping[str, Any], name: str) -> None:
+    """Gives a layer without values those of `params`, which must be just what it needs."""
+    wanted = _variables(layer)
+    found = {"/".join(map(str, path)): value for path, value in flatten_dict(params).items()}
+    wrong = [f"{k} {v.shape} is missing" for k, v in wanted.items() if k not in found]
+    for k, value in found.items():
+        if k not in wanted:
+            wrong.append(f"{k} {jnp.shape(value)} is not one of its parameters")
+        elif jnp.shape(value) != wanted[k].shape:
+            wrong.append(f"{k} must be {wanted[k].shape}, got {jnp.shape(value)}")
+    if wrong:
+        raise ValueError(f"wrong parameters for {name}: {'; '.join(wrong)}")
+    for k, variable in wanted.items():
+        variable.set_value(found[k])
+
+
+def _arguments(layer: type[nnx.Module]) -> dict[str, inspect.Parameter]:
+    """The constructor's arguments by name, without those of a `**kwargs`."""
+    _, *parameters = inspect.signature(layer.__init__).parameters.values()
+    return {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
+
+
+def _module(layer: type[nnx.Module], passed_on: Iterable[inspect.Parameter] = ()) -> type[Layer]:
+    """The Linen module of a layer; `passed_on` is what its constructor takes as `**kwargs`."""
+    arguments = {p.name: p for p in passed_on} | _arguments(layer)
+    random = arguments.pop("rngs", None) is not None
+    defaults = {
+        name: dataclasses.field(default=p.default, kw_only=p.kind is p.KEYWORD_ONLY)
+        for name, p in arguments.items()
+        if p.default is not p.empty
+    }
+    return type(
+        layer.__name__,
+        (Layer,),
+        {
+            "__annotations__": {
+                name: Any if p.annotation is p.empty else p.annotation
+                for name, p in arguments.items()
+            },
+            "__doc__": f"`terminator_jax.layers.{layer.__name__}` as a Linen module.",
+            "__module__": __name__,
+            "layer": layer,
+            "random": random,
+            **defaults,
+        },
+    )
+
+
+_MAGNET = [_arguments(layers.MAGNet)[name] for name in ("omega0", "param_dtype", "rngs")]
+_LOCAL = [p for p in _arguments(layers.LocalSlowNets).values() if p.kind is p.KEYWORD_ONLY]
+
+RGU = _module(layers.RGU)
+BatchStandardization = _module(layers.BatchStandardization)
+ChannelDropout = _module(layers.ChannelDropout)
+ChannelSlowNet = _module(layers.ChannelSlowNet, _MAGNET)
+GlobalHyperZZW = _module(layers.GlobalHyperZZW)
+GlobalSlowNet = _module(layers.GlobalSlowNet)
+GroupInstanceBatchStandardization = _module(layers.GroupInstanceBatchStandardization)
+HyperChannelInteraction = _module(layers.HyperChannelInteraction, _MAGNET)
+HyperInteraction = _module(layers.HyperInteraction, _MAGNET)
+InstanceStandardization = _module(layers.InstanceStandardization)
+LocalBranches = _module(layers.LocalBranches)
+LocalHyperZZW = _module(layers.LocalHyperZZW)
+LocalSlowNet = _module(layers.LocalSlowNet, _LOCAL)
+LocalSlowNets = _module(layers.LocalSlowNets)
+MAGNet = _module(layers.MAGNet)
+SFNEBlock = _module(layers.SFNEBlock)
+SpatialSlowNet = _module(layers.SpatialSlowNet, _MAGNET)
+
+
+class SlowFast(nn.Module):
+    """`terminator_jax.layers.SlowFast` of Linen modules, or of functions.
+
+    Example:
+      >>> import jax
+      >>> slow = nn.Sequential([nn.Dense(16), jnp.sin, nn.Dense(12)])
+      >>> layer = SlowFast(slow, lambda kernel, x: x * kernel[None], size=(8, 8))
+      >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 12)))
+      >>> y.shape
+      (2, 8, 8, 12)
+      >>> layer.apply(variables, (4, 4), method="kernel").shape
+      (4, 4, 12)
+    """
+
+    slow: Callable[[jax.Array], jax.Array]
+    fast: Callable[..., Any]
+    size: tuple[int, ...]
+    dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
+
+    def __call__(self, *inputs, size: tuple[int, ...] | None = None, **options) -> Any:
+        """`fast(kernel, *inputs, **options)`, with a kernel of another size if one is given."""
+        return self.fast(self.kernel(size), *inputs, **options)
+
+    def kernel(self, size: tuple[int, ...] | None = None) -> jax.Array:
+        """The kernel, `(*size, features)`; of the layer's own size by default."""
+        return generate(self.slow, self.size if size is None else size, self.dtype)
+
+
+def pointwise(outputs: int, **kwargs) -> nn.Dense:
+    """`terminator_jax.layers.pointwise` as an `nn.Dense`, which needs no number of inputs.
+
+    Example:
+      >>> import jax
+      >>> variables = pointwise(24).init(jax.random.key(0), jnp.ones((2, 8, 8, 12)))
+      >>> variables["params"]["kernel"].shape
+      (12, 24)
+    """
+    return nn.Dense(outputs, kernel_init=kaiming, **kwargs)

@@ -1,0 +1,98 @@
+"""Any slow network joined to any fast function: the place for a generator of your own."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.ops import coordinates
+
+
+class SlowFast(nnx.Module):
+    """`fast(K, *inputs)`: `slow` makes the kernel K from the coordinates of its positions.
+
+    Example:
+      >>> from terminator_jax.ops import fft_conv
+      >>> rngs = nnx.Rngs(0)
+      >>> slow = nnx.Sequential(
+      ...     nnx.Linear(2, 16, rngs=rngs), jnp.sin, nnx.Linear(16, 12, rngs=rngs)
+      ... )
+      >>> layer = SlowFast(slow, lambda kernel, x: fft_conv(x, kernel), size=(5, 5))
+      >>> layer(jnp.ones((2, 8, 8, 12))).shape
+      (2, 8, 8, 12)
+      >>> layer.kernel().shape, layer.kernel((9, 9)).shape
+      ((5, 5, 12), (9, 9, 12))
+
+    Modules given as `slow` or `fast` are submodules: their parameters are among the layer's.
+
+    Args:
+      slow: maps coordinates `(positions, d)` to values `(positions, features)`; the coordinates are
+        those of `terminator_jax.ops.grid`, row-major, -1 to 1 along each of the d axes.
+      fast: called with the kernel `(*size, features)` and what the layer is called with.
+      size: positions of the kernel per axis.
+      dtype: dtype of the coordinates, float32 or wider: sines of large phases need it.
+
+    Raises:
+      TypeError: for what cannot be called, or would hide the parameters of a module.
+      ValueError: when called, for a narrower dtype, or if `slow` gives other than one row of values
+        for each position.
+
+    Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
+    Interaction", 2024; kernels from SIRENs: Romero et al., "CKConv", 2021.
+    """
+
+    def __init__(
+        self,
+        slow: Callable[[jax.Array], jax.Array],
+        fast: Callable[..., Any],
+        size: tuple[int, ...],
+        *,
+        dtype=jnp.float32,
+    ):
+        for name, function in (("slow", slow), ("fast", fast)):
+            _check_callable(name, function)
+        self.slow, self.fast = slow, fast
+        self.size, self.dtype = tuple(size), dtype
+
+    def __call__(self, *inputs, size: tuple[int, ...] | None = None, **options) -> Any:
+        """`fast(kernel, *inputs, **options)`, with a kernel of another size if one is given."""
+        return self.fast(self.kernel(size), *inputs, **options)
+
+    def kernel(self, size: tuple[int, ...] | None = None) -> jax.Array:
+        """The kernel, `(*size, features)`; of the layer's own size by default."""
+        return generate(self.slow, self.size if size is None else size, self.dtype)
+
+
+def generate(slow: Callable[[jax.Array], jax.Array], size: tuple[int, ...], dtype) -> jax.Array:
+    """The kernel `(*size, features)` that `slow` makes from the coordinates of a grid.
+
+    Example:
+      >>> generate(lambda c: c * c, (3, 2), jnp.float32)[..., 0].tolist()
+      [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+    """
+    if jnp.finfo(dtype).bits < 32:
+        raise ValueError(f"coordinates need float32 or wider, got {jnp.dtype(dtype)}")
+    grid = coordinates.grid(size, dtype)
+    values = slow(grid)
+    if jnp.ndim(values) != 2 or len(values) != len(grid):
+        raise ValueError(
+            f"slow must map coordinates {grid.shape} to ({len(grid)}, features), got"
+            f" {jnp.shape(values)}"
+        )
+    return values.reshape(*size, values.shape[-1])
+
+
+def _check_callable(name: str, function: Any) -> None:
+    if not callable(function):
+        raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+    # NNX does not look into these for submodules.
+    inner = function.func if isinstance(function, functools.partial) else function
+    owner = getattr(inner, "__self__", inner)
+    if owner is not function and isinstance(owner, nnx.Module):
+        raise TypeError(
+            f"{name} is a {type(function).__name__} that hides the parameters of a"
+            f" {type(owner).__name__}: give the module itself, or one whose __call__ calls it"
+        )
