@@ -8,7 +8,7 @@ ARGS ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test mnist cifar10-look clean
+.PHONY: help train test mnist cifar10-look sequences benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):[^\#]*\#\# /  make \1\t/'
@@ -28,6 +28,14 @@ cifar10-look: $(VENV)/.train ## two epochs on a tenth of CIFAR-10
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/cifar10.py \
 	  --workdir=runs/cifar10-look '--config.data.train_split=train[:5000]' --config.epochs=2 \
 	  --config.optimizer.warmup_epochs=0.5 $(ARGS)
+
+sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and permuted, an hour each
+	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist $(ARGS)
+	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist $(ARGS)
+
+# Beside PyTorch, where that is installed too: .venv/bin/pip install torch
+benchmark: $(VENV)/.train ## measure convolutions, a quarter of an hour on a quiet machine: docs/performance.md
+	@$(VENV)/bin/python benchmarks/convolution.py
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)

@@ -11,10 +11,15 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 Call = Callable[[], object]
 
 
-def medians(
-    calls: Mapping[str, Call], *, repeats: int = 7, seconds: float = 1.5
-) -> dict[str, float]:
-    """Seconds that each call takes: medians, the calls taking turns.
+def medians(calls: Mapping[str, Call], **limits) -> dict[str, float]:
+    """Seconds that each call takes: medians of `series`."""
+    return {name: statistics.median(own) for name, own in series(calls, **limits).items()}
+
+
+def series(
+    calls: Mapping[str, Call], *, repeats: int = 7, seconds: float = 0.7
+) -> dict[str, list[float]]:
+    """Seconds that each call takes, time after time, the calls taking turns.
 
     A call must return when its work is done. One that takes long is repeated less, three times at
     least, to stay within `seconds`.
@@ -28,7 +33,7 @@ def medians(
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(own) for name, own in times.items()}
+    return times
 
 
 def peak_bytes(call: Call) -> int:

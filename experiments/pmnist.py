@@ -14,7 +14,7 @@ from terminator_jax.training.config import default_config
 def get_config():
     """What differs from `default_config()`."""
     config = default_config()
-    config.epochs = 3
+    config.epochs = 2
     config.batch_size = 64
     config.eval_batch_size = 80
     config.model.variant = "smnist"
@@ -24,5 +24,5 @@ def get_config():
     config.data.mean = (0.1307,)
     config.data.std = (0.3081,)
     config.optimizer.learning_rate = 0.001
-    config.optimizer.warmup_epochs = 0.3
+    config.optimizer.warmup_epochs = 0.2
     return config

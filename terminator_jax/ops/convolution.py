@@ -30,6 +30,8 @@ METHODS = ("auto", "fft", "dft", "direct", "dense")
 PADDINGS = ("same", "causal", "valid", "circular")
 # `dft` uses one dense matrix per axis up to this length, and folds longer ones.
 DENSE_UP_TO = 1024
+# Arrays of a transform's size that exist at once, for every map and kernel: by measurement.
+SPECTRA = 6
 # Positions in the matrix products of `direct`'s gradient.
 TILE = 64
 
@@ -62,8 +64,10 @@ def fft_conv(
       method: one of `METHODS`. Reduced precision is computed in float32.
       correlate: turns the kernel around (no flip, as deep learning's "convolution"); `same` is then
         `Σ_r kernel[r] x[i + r - (k-1)//2]`.
-      max_bytes: a bound on temporary memory; channels are then computed in as many parts as that
-        takes, one after the other, and the gradient computes the spectra again.
+      max_bytes: a bound on temporary memory, with gradient or without; channels are then computed
+        in as many parts as that takes, one after the other, and the gradient computes the spectra
+        again. It cannot be less than a few copies of map, kernel and result, and what one channel
+        takes.
 
     Returns:
       `(batch, *positions, channels)` in the dtype of `x`.
@@ -480,8 +484,7 @@ def _chunked(
 ) -> list[jax.Array]:
     """`function(maps, kernel)`, in parts along the channels that keep the bound."""
     channels = len(kernel)
-    parts = 1 if max_bytes is None else -(-_temporary_bytes(maps, kernel) // max_bytes)
-    parts = min(channels, parts)
+    parts = 1 if max_bytes is None else _parts(maps, kernel, max_bytes)
     if parts == 1:
         return function(maps, kernel)
 
@@ -494,10 +497,15 @@ def _chunked(
     return [out.reshape(-1, *out.shape[2:])[:channels] for out in outs]
 
 
-def _temporary_bytes(maps: list[jax.Array], kernel: jax.Array) -> int:
-    """About what the transforms need: the spectra, twice as long, and what is on the way."""
+def _parts(maps: list[jax.Array], kernel: jax.Array, max_bytes: int) -> int:
+    """In how many parts the channels keep the bound, as far as there are channels."""
     x = maps[0]
+    itemsize, channels = x.dtype.itemsize, len(x)
+    # Maps, kernel and results in the layout inside; with a gradient as much again.
+    copies = 2 * itemsize * (2 * len(maps) * x.size + kernel.size)
     axes = zip(x.shape[2:], kernel.shape[2:], strict=True)
     circle = math.prod(n + k for n, k in axes)
     samples = len(maps) * x.shape[1] + kernel.shape[1]
-    return 4 * x.dtype.itemsize * circle * len(x) * samples
+    each = SPECTRA * itemsize * circle * samples
+    at_once = max(1, (max_bytes - copies) // each)
+    return -(-channels // min(channels, at_once))

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+
+from terminator_jax.ops.partitioning import shared
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -76,36 +75,10 @@ class _Lengths(tuple):
 
 @functools.cache
 def _forward(dims: int):
-    return _shared(lambda x: jnp.fft.rfftn(x, axes=range(-dims, 0)), dims)
+    return shared(lambda x: jnp.fft.rfftn(x, axes=range(-dims, 0)), dims)
 
 
 @functools.cache
 def _inverse(lengths: tuple[int, ...]):
     axes = range(-len(lengths), 0)
-    return _shared(lambda z: jnp.fft.irfftn(z, lengths, axes), len(lengths))
-
-
-def _shared(transform, dims: int):
-    """`transform`, of the last `dims` axes, that devices and maps may share along the others."""
-    partitioned = custom_partitioning(transform)
-
-    def partition(mesh, arguments, result):
-        sharding, rank = arguments[0].sharding, len(result.shape)
-        lead = (*sharding.spec, *[None] * rank)[: rank - dims]
-        own = NamedSharding(sharding.mesh, PartitionSpec(*lead, *[None] * dims))
-        return mesh, transform, own, (own,)
-
-    def rule(mesh, arguments, results):
-        lead = [f"l{n}" for n in range(len(arguments[0].shape) - dims)]
-        before, after = ([f"{name}{n}" for n in range(dims)] for name in "ab")
-        text = f"{' '.join(lead + before)} -> {' '.join(lead + after)}"
-        return text, dict(need_replication_factors=(*before, *after))
-
-    partitioned.def_partition(partition, sharding_rule=rule)
-    mapped = custom_vmap(partitioned)
-
-    @mapped.def_vmap
-    def with_one_more_axis(axis_size, is_mapped, x):
-        return mapped(x), True  # custom_vmap puts the axis first
-
-    return mapped
+    return shared(lambda z: jnp.fft.irfftn(z, lengths, axes), len(lengths))

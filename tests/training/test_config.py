@@ -1,6 +1,6 @@
-import json
 """Configurations: experiments, flags, JSON."""
 
+import json
 from pathlib import Path
 
 import pytest

@@ -9,9 +9,10 @@ from flax import nnx
 from nets import filled
 
 from terminator_jax import losses
+from terminator_jax.data.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import OPTIMIZERS, make_optimizer
-from terminator_jax.training.task import make_task
+from terminator_jax.training.task import check_data, make_task
 
 TINY = "tests/training/tiny.py"
 
@@ -30,9 +31,41 @@ def test_normalization():
     task = make_task(configs.override(configs.default_config(), flags))
     pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     expected = (pictures / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 0.125]
-    found = task.normalize(jnp.asarray(pictures))
+    found = task.inputs(jnp.asarray(pictures))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sequences_are_rows_of_pixels_in_the_order_asked_for():
+    order = (3, 0, 5, 1, 4, 2)
+    config = configs.default_config()
+    config.data.update(sequence=True, mean=(0.0,), std=(1 / 255,))
+    pictures = jnp.arange(24, dtype=jnp.uint8).reshape(2, 2, 3, 2)
+    expected = np.arange(24).reshape(2, 6, 2)
+    found = make_task(config).inputs(pictures)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    config.data.permutation = order
+    found = make_task(config).inputs(pictures)
+    np.testing.assert_allclose(found, expected[:, order], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(sequence=True), r"sequences of \(64,\) pixels, and the model is for \(8, 8\)"),
+        (
+            dict(sequence=True, permutation=(1, 0)),
+            r"permutation has 2 positions, and digits train has sequences of \(64,\)",
+        ),
+        (dict(permutation=(1, 0)), r"digits train has pictures of \(8, 8\): it orders a sequence"),
+    ],
+)
+def test_sequences_that_do_not_fit(fields, message):
+    config = configs.default_config()
+    config.model.variant = "digits"
+    config.data.update(fields)
+    with pytest.raises(InputError, match=message):
+        check_data(make_task(config), (8, 8, 1), 10, "digits train")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +86,7 @@ def test_float64_parameters(x64):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
         jnp.dtype("float64")
     }
-    assert task.normalize(jnp.zeros((1, 2, 2, 1), jnp.uint8)).dtype == jnp.float64
+    assert task.inputs(jnp.zeros((1, 2, 2, 1), jnp.uint8)).dtype == jnp.float64
 
 
 def two_blocks(*flags):
@@ -80,7 +113,7 @@ def computed():
     @nnx.jit
     def compute(model):
         rngs = lambda: nnx.Rngs(dropout=0)  # noqa: E731
-        pictures = tasks["none"].normalize(data["image"])
+        pictures = tasks["none"].inputs(data["image"])
         logits, inter = model(pictures, rngs=rngs(), intermediates=True)
         l2 = losses.l2(nnx.state(model, nnx.Param), scale=1.0)
         given = {name: task.loss(model, data, rngs()) for name, task in tasks.items()}

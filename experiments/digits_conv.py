@@ -1,0 +1,15 @@
+"""The digits with hyper-kernels that convolve, where those of `digits.py` are matrices (`dot`).
+
+    python -m terminator_jax.train --config=experiments/digits_conv.py --workdir=runs/digits_conv
+"""
+
+from pathlib import Path
+from runpy import run_path
+
+
+def get_config():
+    """What differs from `digits.py`."""
+    config = run_path(str(Path(__file__).with_name("digits.py")))["get_config"]()
+    with config.unlocked():
+        config.model.options.operator = "convolution"
+    return config
