@@ -1,6 +1,8 @@
 """A small Terminator on MNIST as sequences of 784 pixels, row after row.
 
     python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist
+
+Reaches: see `docs/results.md`. Takes: half an hour on 2 CPU cores for 2 epochs.
 """
 
 from terminator_jax.training.config import default_config

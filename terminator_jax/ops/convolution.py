@@ -31,7 +31,7 @@ PADDINGS = ("same", "causal", "valid", "circular")
 # `dft` uses one dense matrix per axis up to this length, and folds longer ones.
 DENSE_UP_TO = 1024
 # Arrays of a transform's size that exist at once, for every map and kernel: by measurement.
-SPECTRA = 6
+SPECTRA = 2
 # Positions in the matrix products of `direct`'s gradient.
 TILE = 64
 
@@ -483,22 +483,17 @@ def _chunked(
     function, maps: list[jax.Array], kernel: jax.Array, max_bytes: int | None
 ) -> list[jax.Array]:
     """`function(maps, kernel)`, in parts along the channels that keep the bound."""
-    channels = len(kernel)
     parts = 1 if max_bytes is None else _parts(maps, kernel, max_bytes)
     if parts == 1:
         return function(maps, kernel)
 
-    def split(a):
-        padded = jnp.pad(a, [(0, -channels % parts)] + [(0, 0)] * (a.ndim - 1))
-        return padded.reshape(parts, -1, *a.shape[1:])
-
-    arguments = jax.tree.map(split, (maps, kernel))
+    arguments = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (maps, kernel))
     outs = jax.lax.map(jax.checkpoint(lambda part: function(*part)), arguments)
-    return [out.reshape(-1, *out.shape[2:])[:channels] for out in outs]
+    return [out.reshape(-1, *out.shape[2:]) for out in outs]
 
 
 def _parts(maps: list[jax.Array], kernel: jax.Array, max_bytes: int) -> int:
-    """In how many parts the channels keep the bound, as far as there are channels."""
+    """In how many equal parts the channels keep the bound, as far as there are channels."""
     x = maps[0]
     itemsize, channels = x.dtype.itemsize, len(x)
     # Maps, kernel and results in the layout inside; with a gradient as much again.
@@ -508,4 +503,4 @@ def _parts(maps: list[jax.Array], kernel: jax.Array, max_bytes: int) -> int:
     samples = len(maps) * x.shape[1] + kernel.shape[1]
     each = SPECTRA * itemsize * circle * samples
     at_once = max(1, (max_bytes - copies) // each)
-    return -(-channels // min(channels, at_once))
+    return next(n for n in range(1, channels + 1) if channels % n == 0 and channels // n <= at_once)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 # Kernels of one position see no grid; small weights make kernels vary slowly.
 CONFIG = TerminatorConfig(
-    size=(16, 16), channels=2, num_classes=3, factors=(2, 2), skips=((), (0,)), dropout=(0.0, 0.0),
+    size=(15, 15), channels=2, num_classes=3, factors=(2, 2), skips=((), (0,)), dropout=(0.0, 0.0),
     branches=(LocalBranch(1, "u", "h"),), groups=2, global_hidden=3, global_layers=(2, 1),
     local_hidden=3, local_layers=1, channel_hidden=3, channel_layers=1,
     interaction_channel_hidden=3, interaction_spatial_hidden=3, interaction_layers=1,
@@ -25,10 +25,16 @@ CONFIG = TerminatorConfig(
 
 
 def network(config):
-    return filled(
+    """A network whose tables are smooth: between random values nothing is to be read off."""
+    model = filled(
         lambda: Terminator(config, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0)),
         scale=0.3,
     )
+    positions = np.prod(config.size)
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if path[-1] == "position" and variable.size == positions:
+            variable.set_value(0.3 * smooth(config.size)[0, ..., 0].reshape(variable.shape))
+    return model
 
 
 def smooth(size):
@@ -51,7 +57,7 @@ def every_other(x, dims):
 
 @pytest.mark.parametrize("operator", ["dot", "product", "convolution", "1-D convolution"])
 def test_a_finer_grid_sees_the_same_functions(operator):
-    size, finer = ((16, 16), (31, 31)) if operator[0] != "1" else ((16,), (31,))
+    size, finer = ((15, 15), (29, 29)) if operator[0] != "1" else ((15,), (29,))
     operator = operator.split()[-1]
     model = network(dataclasses.replace(CONFIG, size=size, operator=operator))
     larger, changes = model.resized(finer)
@@ -60,9 +66,9 @@ def test_a_finer_grid_sees_the_same_functions(operator):
     for kernel, expected in zip(fine.hyper_kernels, coarse.hyper_kernels, strict=True):
         assert relative(every_other(kernel, len(size)), expected) < 1e-12
     # Sums over more positions, with smaller weights: equal up to what lies between positions.
-    found, expected = every_other(fine.features[-1], len(size)), np.asarray(coarse.features[-1])
+    found, expected = every_other(fine.features[0], len(size)), np.asarray(coarse.features[0])
     assert np.std(found - expected) < 0.1 * np.std(expected)
-    scale = {"dot": 16 / 31, "product": 1, "convolution": (16 / 31) ** len(size)}[operator]
+    scale = {"dot": 15 / 29, "product": 1, "convolution": (15 / 29) ** len(size)}[operator]
     assert larger.config.operator_scale == pytest.approx(scale)
     assert any("operator_scale" in change for change in changes) == (scale != 1)
     tables = [change for change in changes if "interpolated" in change]
@@ -70,41 +76,41 @@ def test_a_finer_grid_sees_the_same_functions(operator):
     assert f"blocks.0.rgu1.position: {size} interpolated to {finer}" in tables
 
 
-@pytest.mark.parametrize("operator", ["dot", "convolution"])
-def test_the_scale_matters(operator):
-    model = network(dataclasses.replace(CONFIG, operator=operator))
-    larger, _ = model.resized((31, 31))
-    (_, fine), (_, coarse) = run(larger, smooth((31, 31))), run(model, smooth((16, 16)))
+def test_the_scale_matters():
+    model = network(CONFIG)
+    larger, _ = model.resized((29, 29))
+    (_, fine), (_, coarse) = run(larger, smooth((29, 29))), run(model, smooth((15, 15)))
     unscaled = nnx.merge(
         nnx.graphdef(network(dataclasses.replace(larger.config, operator_scale=1.0))),
         nnx.state(larger),
     )
-    _, wrong = run(unscaled, smooth((31, 31)))
-    expected = np.asarray(coarse.features[-1])
+    _, wrong = run(unscaled, smooth((29, 29)))
+    expected = np.asarray(coarse.features[0])
 
     def error(inter):
-        return np.std(every_other(inter.features[-1], 2) - expected)
+        return np.std(every_other(inter.features[0], 2) - expected)
 
-    assert error(wrong) > 3 * error(fine)
+    assert error(wrong) > 2 * error(fine)
 
 
 def test_there_and_back():
     model = network(CONFIG)
-    back, changes = model.resized((31, 31)).model.resized((16, 16))
-    assert back.config == model.config
+    back, changes = model.resized((29, 29)).model.resized((15, 15))
+    assert back.config.operator_scale == pytest.approx(1)
+    assert dataclasses.replace(back.config, operator_scale=1.0) == model.config
     assert changes
-    logits, _ = run(model, smooth((16, 16)))
-    assert relative(run(back, smooth((16, 16)))[0], logits) < 1e-12
-    same, changes = model.resized((16, 16))
+    logits, _ = run(model, smooth((15, 15)))
+    assert relative(run(back, smooth((15, 15)))[0], logits) < 1e-12
+    same, changes = model.resized((15, 15))
     assert changes == ()
-    assert relative(run(same, smooth((16, 16)))[0], logits) == 0
+    assert relative(run(same, smooth((15, 15)))[0], logits) == 0
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((16,), "size must have 2 axes like (16, 16), got (16,)"),
-        ((16, 20), "the operator 'dot' needs square maps, got size (16, 20)"),
+        ((15,), "size must have 2 axes like (15, 15), got (15,)"),
+        ((15, 20), "the operator 'dot' needs square maps, got size (15, 20)"),
     ],
 )
 def test_impossible_sizes(size, message):

@@ -25,7 +25,7 @@ from terminator_jax.ops.convolution import (
     fft_conv,
 )
 from terminator_jax.ops.fourier import fast_length
-from terminator_jax.ops.measured import Point
+from terminator_jax.ops.measured import POINTS, Point
 
 pytestmark = pytest.mark.usefixtures("x64")
 methods = pytest.mark.parametrize("method", METHODS[1:])
@@ -188,8 +188,8 @@ def test_a_large_value_leaves_the_other_channels_alone(method):
 @pytest.mark.parametrize("case", [Case((6, 5), (3, 3)), Case((9,), (9,), per_sample=True)], ids=str)
 @pytest.mark.parametrize("method", ["dft", "direct", "dense"])
 def test_bounded_memory_changes_nothing(case, method):
-    """Five channels do not divide into two or three parts."""
-    x, kernel = arrays(case, channels=5)
+    """Six channels divide into two, three and six parts."""
+    x, kernel = arrays(case, channels=6)
     whole = run(case, method, None, x, kernel, x)
     for max_bytes in (1, 8_000, 20_000):
         found = run(case, method, max_bytes, x, kernel, x)
@@ -290,6 +290,14 @@ def test_auto_takes_what_was_fastest_with_and_without_a_gradient(monkeypatch):
     assert "dot_general" in operations(9, gradient)
     assert fastest.fastest("cpu", (9,), (7,), True) == ("direct", "dense")
     assert fastest.fastest("cpu", (50,), (30,), True) == ("dense", "direct")
+
+
+def test_at_every_point_measured_auto_is_the_fastest():
+    assert {p.platform for p in POINTS} >= {"cpu"}
+    for p in POINTS:
+        size, kernel = (p.length,) * p.dims, (p.kernel,) * p.dims
+        choice = fastest.fastest(p.platform, size, kernel, p.per_sample)
+        assert choice == (p.forward, p.gradient), p
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "another"])

@@ -43,23 +43,24 @@ def test_many_at_once_do_not_hang(run_python, monkeypatch, threads, method):
 
 
 @pytest.mark.parametrize("method", ["fft", "dft"])
-@pytest.mark.parametrize("k", [2**20, 33])
-def test_keeps_a_bound_on_memory(method, k):
-    """Compiled only: XLA says how much memory the program takes besides its arguments and results."""
-    x, kernel = jax.ShapeDtypeStruct((1, 2**20, 64), "float32"), jax.ShapeDtypeStruct((k, 64), "float32")
-    bound = 2**31
+def test_keeps_a_bound_on_memory(method):
+    """Compiled only: XLA says what a program takes besides its arguments and results."""
+    x = kernel = jax.ShapeDtypeStruct((1, 2**20, 64), jnp.float32)
+    bound = 7 * 2**28  # the least is six arrays such as x
 
     def temporary(max_bytes, gradient):
         def convolve(x, kernel):
+            kernel = kernel[0]
             return fft_conv(x, kernel, method=method, max_bytes=max_bytes)
 
-        def both(x, kernel, dy):
+        def both(x, kernel):
             out, pullback = jax.vjp(convolve, x, kernel)
-            return out, pullback(dy)
+            return out, pullback(out)
 
-        program = jax.jit(both).lower(x, kernel, x) if gradient else jax.jit(convolve).lower(x, kernel)
-        return program.compile().memory_analysis().temp_size_in_bytes
+        program = jax.jit(both if gradient else convolve).lower(x, kernel).compile()
+        return program.memory_analysis().temp_size_in_bytes
 
-    for gradient in (False, True):
-        assert temporary(bound, gradient) <= bound
-    assert temporary(None, True) > bound
+    assert temporary(bound, gradient=False) <= bound
+    assert temporary(bound, gradient=True) <= bound
+    if method == "dft":  # on a CPU, FFTs find room in what the copies leave
+        assert temporary(None, gradient=True) > bound
