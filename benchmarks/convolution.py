@@ -271,8 +271,8 @@ def page(results: list[Result]) -> str:
         parts += [f"### {title}", report.table(head, rows)]
     worst = max(results, key=lambda r: r.auto)
     parts.append(
-        f"`auto` / best compares the shortest times of the best of ours and of `auto`, which runs it:"
-        f" at most {worst.auto:.2f}, which is noise."
+        "`auto` / best compares the shortest times of the best of ours and of `auto`, which runs"
+        f" it: at most {worst.auto:.2f}, which is noise."
     )
     parts += ["### Growth with length", growth(results)]
     return "\n\n".join(parts)
