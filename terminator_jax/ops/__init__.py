@@ -6,6 +6,7 @@
 | `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
 | `hyperzzw` | `dot`, `product`, `convolution`, `twice`: a hyper-kernel with activations |
 | `convolution` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
+| `spectral`, `taps`, `dense`, `window` | the methods under `fft_conv`, and what they compute |
 | `fourier`, `sharded_fft` | the transforms under the convolutions |
 | `fastest`, `measured` | which method of convolution `auto` takes, and the measurements |
 | `partitioning` | functions that devices share without gathering |

@@ -1,0 +1,104 @@
+"""Convolution by one multiply-add per kernel position: the method `direct`."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from terminator_jax.ops.dense import through
+from terminator_jax.ops.spectral import kernel_gradient
+from terminator_jax.ops.window import Window
+
+# Positions in the matrix products of the gradient.
+TILE = 64
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The window of the convolution of a `(channels, batch, *spatial)` map."""
+    return _taps(x, kernel, window.start, window.count)
+
+
+def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence[int]) -> jax.Array:
+    """The window as a sum of shifted maps."""
+    size = kernel.shape[2:]
+    padded = _padded(x, start, count, size)
+    kernel = kernel.reshape(*kernel.shape, *(1,) * len(size))
+    out = jnp.zeros((*x.shape[:2], *count), x.dtype)
+    for row in np.ndindex(*size[:-1]):
+        # Summed by rows: short chains of additions run at twice the speed of one long chain.
+        taps = [(*row, last) for last in range(size[-1])]
+        out += sum(
+            _shifted(padded, tap, size, count) * kernel[(slice(None), slice(None), *tap)]
+            for tap in taps
+        )
+    return out
+
+
+def _padded(
+    x: jax.Array, start: Sequence[int], count: Sequence[int], size: Sequence[int]
+) -> jax.Array:
+    """The map with zeros around it: its position 0 is the first that the last tap reaches."""
+    axes = zip(start, count, x.shape[2:], size, strict=True)
+    margins = [(k - 1 - s, s + c - n, 0) for s, c, n, k in axes]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *margins])
+
+
+def _shifted(
+    padded: jax.Array, tap: Sequence[int], size: Sequence[int], count: Sequence[int]
+) -> jax.Array:
+    """What the tap of a kernel of this size meets, for each of the wanted positions."""
+    offsets = [k - 1 - r for r, k in zip(tap, size, strict=True)]
+    return padded[(..., *(slice(o, o + c) for o, c in zip(offsets, count, strict=True)))]
+
+
+def _forward(window, x, kernel):
+    return direct(window, x, kernel), (x, kernel)
+
+
+def _backward(window, residuals, dy):
+    x, kernel = residuals
+    # dx[i] = Σ_j dy[j] kernel[start + j - i]: a convolution with the kernel turned around.
+    turned = jnp.flip(kernel, range(2, kernel.ndim))
+    axes = zip(window.start, kernel.shape[2:], strict=True)
+    dx = _taps(dy, turned, [k - 1 - s for s, k in axes], x.shape[2:])
+    if x.ndim == 3:
+        return dx, _sequence_part(window, x, kernel, dy)
+    return dx, kernel_gradient(window, x, dy, kernel.shape)
+
+
+direct.defvjp(_forward, _backward)
+
+
+def _sequence_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+    """The gradient of a sequence's kernel: that of a product of windows of x with a band matrix."""
+    [count], k = window.count, kernel.shape[2]
+    tiles = -(-count // TILE)
+    tile = -(-count // tiles)
+    whole = tiles * tile
+    dy = jnp.pad(dy, [(0, 0), (0, 0), (0, whole - count)]).reshape(*x.shape[:2], tiles, tile)
+    windows = _windows(_padded(x, window.start, [whole], [k]), tiles, tile, tile + k - 1)
+
+    def product(kernel):
+        return through(windows, _band(jnp.flip(kernel, 2), tile), "mw", "tw", "mt")
+
+    return jax.vjp(product, kernel)[1](dy)[0]
+
+
+def _windows(x: jax.Array, number: int, step: int, width: int) -> jax.Array:
+    """`x[..., n * step : n * step + width]` as row n of the last two axes."""
+    shifts = range(0, width, step)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, shifts[-1] + number * step - x.shape[-1])])
+    parts = [x[..., s : s + number * step].reshape(*x.shape[:-1], number, step) for s in shifts]
+    return jnp.concatenate(parts, -1)[..., :width]
+
+
+def _band(kernel: jax.Array, rows: int) -> jax.Array:
+    """`(channels, 1 or batch, rows, rows + k - 1)`: each row has the kernel, one further along."""
+    k = kernel.shape[2]
+    width = rows + k - 1
+    row = jnp.pad(kernel, [(0, 0), (0, 0), (0, width + 1 - k)])
+    flat = jnp.tile(row, rows)[..., : rows * width]
+    return flat.reshape(*kernel.shape[:2], rows, width)
