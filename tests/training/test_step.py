@@ -75,7 +75,7 @@ def test_what_is_no_parameter_is_updated_too(make):
     state = run.new_state()
     batch = next(loop.train_batches(run, run.train))
     after, _ = step(state, run.mode.place(batch))
-    x = np.asarray(run.task.normalize(batch["image"])).reshape(64, -1)
+    x = np.asarray(run.task.inputs(batch["image"])).reshape(64, -1)
     mean = after.other["norm"]["mean"][...]
     np.testing.assert_allclose(mean, 0.01 * x.mean(0), rtol=1e-3, atol=1e-6)
 
