@@ -2,8 +2,8 @@
 
     python -m terminator_jax.train --config=experiments/digits.py --workdir=runs/digits
 
-Reaches: 99.2 % on the held-out fifth. Takes: three to four minutes on 2 CPU cores, of which one and
-a half are compiling. Needs no network.
+Reaches: 99.7 % on the held-out fifth; other seeds and other machines differ by a picture or two of
+360. Takes: three minutes on 2 CPU cores, of which one is compiling. Needs no network.
 """
 
 from terminator_jax.training.config import default_config

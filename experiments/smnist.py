@@ -2,7 +2,8 @@
 
     python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist
 
-Reaches: see `docs/results.md`. Takes: half an hour on 2 CPU cores for 2 epochs.
+Reaches: 96.3 % after these 2 epochs (`docs/results.md`). Takes: three quarters of an hour on one CPU
+core; more epochs would reach more.
 """
 
 from terminator_jax.training.config import default_config
