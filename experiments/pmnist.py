@@ -2,8 +2,8 @@
 
     python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist
 
-Reaches: 94.6 % after these 2 epochs (`docs/results.md`). Takes: three quarters of an hour on one CPU
-core; more epochs would reach more.
+Reaches: 94.6 % after these 2 epochs (`docs/results.md`). Takes: three quarters of an hour on one
+CPU core; more epochs would reach more.
 
 The order is that of NumPy's `RandomState(0)`, whose stream is frozen; it is a field of the
 configuration, and so kept with every run.

@@ -2,8 +2,8 @@
 
     python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist
 
-Reaches: 96.3 % after these 2 epochs (`docs/results.md`). Takes: three quarters of an hour on one CPU
-core; more epochs would reach more.
+Reaches: 96.3 % after these 2 epochs (`docs/results.md`). Takes: three quarters of an hour on one
+CPU core; more epochs would reach more.
 """
 
 from terminator_jax.training.config import default_config
