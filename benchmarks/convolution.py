@@ -272,7 +272,7 @@ def page(results: list[Result]) -> str:
     worst = max(results, key=lambda r: r.auto)
     parts.append(
         "`auto` / best compares the shortest times of the best of ours and of `auto`, which runs"
-        f" it: at most {worst.auto:.2f}, which is noise."
+        f" it: at most {worst.auto:.2f}."
     )
     parts += ["### Growth with length", growth(results)]
     return "\n\n".join(parts)

@@ -9,23 +9,14 @@ The order is that of NumPy's `RandomState(0)`, whose stream is frozen; it is a f
 configuration, and so kept with every run.
 """
 
-import numpy as np
+from pathlib import Path
+from runpy import run_path
 
-from terminator_jax.training.config import default_config
+import numpy as np
 
 
 def get_config():
-    """What differs from `default_config()`."""
-    config = default_config()
-    config.epochs = 2
-    config.batch_size = 64
-    config.eval_batch_size = 80
-    config.model.variant = "smnist"
-    config.data.name = "mnist"
-    config.data.sequence = True
+    """What differs from `smnist.py`."""
+    config = run_path(str(Path(__file__).with_name("smnist.py")))["get_config"]()
     config.data.permutation = tuple(np.random.RandomState(0).permutation(784).tolist())
-    config.data.mean = (0.1307,)
-    config.data.std = (0.3081,)
-    config.optimizer.learning_rate = 0.001
-    config.optimizer.warmup_epochs = 0.2
     return config
