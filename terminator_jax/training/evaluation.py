@@ -5,8 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flax import nnx
-
 from terminator_jax.data import pipeline, sources
 from terminator_jax.data.errors import InputError
 from terminator_jax.training import config as configs
@@ -14,7 +12,7 @@ from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.metrics import Scalars, totals
 from terminator_jax.training.parallel import own_process
 from terminator_jax.training.setup import Run, make_run, open_split
-from terminator_jax.training.state import TrainState, split
+from terminator_jax.training.state import TrainState, pack, split
 from terminator_jax.training.step import make_eval_step
 
 # What a checkpoint cannot be evaluated with unless it was trained with it.
@@ -29,7 +27,7 @@ def make_evaluate(
     Every picture counts once. Batches are in order and of one size, because a prediction depends on
     its batch: another `config.eval_batch_size` gives slightly different numbers.
     """
-    eval_step = run.mode.compile(make_eval_step(run.task, run.graph))
+    eval_step = run.mode.compile(make_eval_step(run.task, run.structure))
 
     def evaluate(state: TrainState) -> Scalars:
         batches = pipeline.eval_batches(pictures, run.config.eval_batch_size, process=own_process())
@@ -69,6 +67,7 @@ def evaluate_checkpoint(
     chosen = _choose(checkpoints, workdir, step)
     run = make_run(config)
     state, _ = checkpoints.restore(chosen, run.like, run.mode.replicated)
+    state = run.packed(state)
     if size is not None:
         run, state = _resized(run, state, size)
     return chosen, make_evaluate(run, run.read(run.eval))(state)
@@ -76,18 +75,18 @@ def evaluate_checkpoint(
 
 def _resized(run: Run, state: TrainState, size: int) -> tuple[Run, TrainState]:
     """Model and pictures with `size` pixels per side; says on stderr what changes in the model."""
-    model = nnx.merge(run.graph, state.params, state.other)
+    model = run.structure.merge(state.params, state.other)
     if run.config.data.sequence or not hasattr(model, "resized"):
         raise InputError("--size is for models of pictures that have a `resized`: leave it away")
     model, changes = model.resized((size, size))
     print(*changes, sep="\n", file=sys.stderr)
-    graph, params, other = split(model)
+    structure, params, other = split(model)
     task = dataclasses.replace(run.task, model_config=model.config)
     config = run.config.copy_and_resolve_references()
     config.data.resize = size
     pictures = open_split(config, config.data.eval_split)
-    run = run._replace(config=config, task=task, graph=graph, eval=pictures)
-    return run, state._replace(params=params, other=other)
+    run = run._replace(config=config, task=task, structure=structure, eval=pictures)
+    return run, state._replace(params=pack(params), other=other)
 
 
 def _choose(checkpoints: Checkpoints, workdir: Path, step: int | None) -> int:

@@ -106,7 +106,8 @@ def _train(
     if start is None:
         state, start = run.new_state(), 0
     else:
-        state, position = checkpoints.restore(start, run.like, run.mode.replicated)
+        named, position = checkpoints.restore(start, run.like, run.mode.replicated)
+        state = run.packed(named)
         batches.set_state(position)
     first = jax.process_index() == 0
     logs = Logs(
@@ -141,7 +142,7 @@ def _steps(
     """The loop. Nothing in it waits for the devices but what the log and checkpoints need."""
     config, alone, start = run.config, jax.process_count() == 1, step
     train_step = run.mode.compile(
-        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=True
+        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
     )
     meter = Meter(config.batch_size)
     while step < run.total:
@@ -167,7 +168,7 @@ def _steps(
             scores = evaluate(state)
             logs.evaluation(step, scores, meter.read_epoch())
         if saves:
-            checkpoints.save(step, run.mode.whole(state), batches.get_state(), scores)
+            checkpoints.save(step, run.mode.whole(run.named(state)), batches.get_state(), scores)
             meter.restart()
         if stops:
             break

@@ -34,10 +34,6 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer that the configuration names, and its learning rate at each step.
-
-    It sees all parameters as one vector: hundreds of small tensors would take several kernels each,
-    which are slow to compile.
-    """
+    """The optimizer that the configuration names, and its learning rate at each step."""
     schedule = make_schedule(config, steps_per_epoch)
-    return optax.flatten(OPTIMIZERS[config.optimizer.name](schedule, config.optimizer)), schedule
+    return OPTIMIZERS[config.optimizer.name](schedule, config.optimizer), schedule

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from terminator_jax.data.cache import user_cache
 from terminator_jax.data.errors import InputError
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import Parallel, make_parallel
-from terminator_jax.training.state import TrainState, new_state, split
+from terminator_jax.training.state import Structure, TrainState, new_state, pack, split
 from terminator_jax.training.task import Task, check_data, make_task
 
 
@@ -26,10 +27,10 @@ class Run(NamedTuple):
         task: the model and its loss.
         train: the pictures to train on.
         eval: the pictures to evaluate on.
-        graph: the structure of the model.
+        structure: the model but for its numbers.
         solver: the optimizer.
         schedule: its learning rate as a function of the step.
-        like: shapes and dtypes of the state.
+        like: shapes and dtypes of the state as checkpoints have it, see `named`.
     """
 
     config: ConfigDict
@@ -37,7 +38,7 @@ class Run(NamedTuple):
     task: Task
     train: sources.Split
     eval: sources.Split
-    graph: nnx.GraphDef
+    structure: Structure
     solver: optax.GradientTransformation
     schedule: optax.Schedule
     like: TrainState
@@ -62,6 +63,15 @@ class Run(NamedTuple):
         _, params, other = split(self.task.make_model())
         state = new_state(params, other, self.solver, self.config.seed)
         return self.mode.replicate(state)
+
+    def named(self, state: TrainState) -> TrainState:
+        """The state with its parameters by their names, in the memory of this process."""
+        return state._replace(params=self.structure.unpack(np.asarray(state.params)))
+
+    def packed(self, state: TrainState) -> TrainState:
+        """The state as steps take it, from `named`."""
+        params = jax.tree.map(np.asarray, state.params)
+        return self.mode.replicate(state._replace(params=pack(params)))
 
     def read(self, split: sources.Split) -> sources.Split | sources.Pictures:
         """The pictures of a split: in memory where the configuration wants that."""
@@ -92,9 +102,10 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
             "must not be larger"
         )
     solver, schedule = make_optimizer(config, len(train) // config.batch_size)
-    graph, params, other = split(nnx.eval_shape(task.make_model))
+    structure, params, other = split(nnx.eval_shape(task.make_model))
     like = jax.eval_shape(lambda p, o: new_state(p, o, solver, config.seed), params, other)
-    return Run(config, mode, task, train, test, graph, solver, schedule, like)
+    like = like._replace(params=structure.params)
+    return Run(config, mode, task, train, test, structure, solver, schedule, like)
 
 
 def open_split(config: ConfigDict, name: str) -> sources.Split:

@@ -7,12 +7,12 @@ import optax
 from flax import nnx
 
 from terminator_jax.ops.standardize import across
-from terminator_jax.training.state import TrainState, split
+from terminator_jax.training.state import Structure, TrainState, pack, split
 from terminator_jax.training.task import Metrics, Task
 
 
 def make_train_step(
-    task: Task, graph: nnx.GraphDef, solver: optax.GradientTransformation, schedule: optax.Schedule
+    task: Task, structure: Structure, solver: optax.GradientTransformation, schedule: optax.Schedule
 ) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
     """A function `(state, batch) -> (state, metrics)` for `jax.jit` or `jax.pmap`.
 
@@ -24,12 +24,13 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def loss(params):
-            model = nnx.merge(graph, params, state.other, copy=True)
+            model = nnx.merge(structure.graph, params, state.other, copy=True)
             value, metrics = task.loss(model, batch, nnx.Rngs(dropout=key))
             return value, (metrics, split(model)[2])
 
-        grads, (metrics, other) = jax.grad(loss, has_aux=True)(state.params)
-        grads, metrics = across((grads, metrics), task.axis_name)
+        # By name and packed then: through the unpacking, each would come out as a whole vector.
+        grads, (metrics, other) = jax.grad(loss, has_aux=True)(structure.unpack(state.params))
+        grads, metrics = across((pack(grads), metrics), task.axis_name)
         updates, opt_state = solver.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["learning_rate"] = schedule(state.step)
@@ -38,11 +39,11 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(task: Task, graph: nnx.GraphDef) -> Callable[[TrainState, Metrics], Metrics]:
+def make_eval_step(task: Task, structure: Structure) -> Callable[[TrainState, Metrics], Metrics]:
     """A function `(state, batch) -> sums over the batch` for `jax.jit` or `jax.pmap`."""
 
     def eval_step(state: TrainState, batch: Metrics) -> Metrics:
-        model = nnx.merge(graph, state.params, state.other)
+        model = structure.merge(state.params, state.other)
         model.eval()
         sums = task.score(model, batch)
         return sums if task.axis_name is None else jax.lax.psum(sums, task.axis_name)

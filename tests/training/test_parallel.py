@@ -32,7 +32,7 @@ def losses(parallel, devices, fields):
     config = configs.read("tests/training/tiny.py", [f"--config.{{field}}" for field in fields])
     run = make_run(config, jax.devices()[:devices])
     step = run.mode.compile(
-        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=True
+        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
     )
     _, params, other = split(filled(run.task.make_model))
     state = run.mode.replicate(new_state(params, other, run.solver, seed=0))
@@ -82,7 +82,7 @@ def loss_of(workdir, step, monkeypatch):
     monkeypatch.setattr(task, "FAMILIES", dict(task.FAMILIES))
     run = make_run(configs.read("tests/training/small.py"))
     state, _ = Checkpoints(workdir, read_only=True).restore(step, run.like, run.mode.replicated)
-    return make_evaluate(run, run.eval.load())(state)["loss"]
+    return make_evaluate(run, run.eval.load())(run.packed(state))["loss"]
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_it_learns_the_digits(make, tmp_path, parallel, capsys):
 def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(make):
     run = make_run(make("optimizer.learning_rate=1e-9", dropout=0.5))
     step = run.mode.compile(
-        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=True
+        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
     )
     pictures = run.train.load()
     batch = run.mode.place({**pictures.read(np.arange(64)), "mask": np.ones(64, bool)})
@@ -70,7 +70,7 @@ def test_evaluation_uses_the_running_averages(make):
 def test_what_is_no_parameter_is_updated_too(make):
     run = make_run(make())
     step = run.mode.compile(
-        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=False
+        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=False
     )
     state = run.new_state()
     batch = next(loop.train_batches(run, run.train))
@@ -83,7 +83,7 @@ def test_what_is_no_parameter_is_updated_too(make):
 def test_a_donated_state_is_used_up(make):
     run = make_run(make())
     step = run.mode.compile(
-        make_train_step(run.task, run.graph, run.solver, run.schedule), donate=True
+        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
     )
     state = run.new_state()
     step(state, run.mode.place(next(loop.train_batches(run, run.train))))
