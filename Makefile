@@ -3,12 +3,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+TPU_VENV ?= .venv-tpu
 WORKDIR ?= runs/digits
 ARGS ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test mnist cifar10-look sequences benchmark clean
+.PHONY: help train test mnist cifar10-look sequences benchmark benchmark-step tpu-compile clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):[^\#]*\#\# /  make \1\t/'
@@ -37,8 +38,15 @@ sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and pe
 benchmark: $(VENV)/.train ## measure convolutions, a quarter of an hour on a quiet machine: docs/performance.md
 	@$(VENV)/bin/python benchmarks/convolution.py
 
-clean: ## remove the virtual environment
-	rm -rf $(VENV)
+benchmark-step: $(VENV)/.train ## measure training steps, half an hour on a quiet machine: docs/performance.md
+	@$(VENV)/bin/python benchmarks/step.py
+
+# In an environment of its own, since libtpu disturbs processes that are for the CPU alone.
+tpu-compile: $(TPU_VENV)/.tpu ## compile the training step for TPUs, without one, an hour: docs/performance.md
+	@$(TPU_VENV)/bin/python benchmarks/tpu_compile.py $(ARGS)
+
+clean: ## remove the virtual environments
+	rm -rf $(VENV) $(TPU_VENV)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -55,3 +63,9 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@echo "Installing terminator-jax for training and tests into $(VENV) (once, some minutes)"
 	@$(PIP_INSTALL) --editable '.[train,test]'
 	@touch $(VENV)/.train $@
+
+$(TPU_VENV)/.tpu: setup.cfg pyproject.toml
+	@echo "Installing terminator-jax and libtpu into $(TPU_VENV) (once, some minutes)"
+	@$(PYTHON) -m venv $(TPU_VENV)
+	@$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' libtpu
+	@touch $@

@@ -2,6 +2,7 @@
 
     python benchmarks/convolution.py            # writes docs/performance.md and ops/measured.py
     python benchmarks/convolution.py --quick    # a few points, writes nothing
+    python benchmarks/convolution.py --check    # ours only: is `auto` still right? writes nothing
 
 Ours are `fft`, `dft`, `direct`, `dense` and `auto`; beside them XLA's grouped convolution (`lax`),
 an FFT convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT
@@ -211,6 +212,32 @@ def measure(point: Point, gradient: bool) -> Result:
     return Result(point, gradient, seconds, peaks, min(pair["auto"]) / min(pair["best"]))
 
 
+def check() -> None:
+    """Times ours and `auto` anew, with the choices that the library has, and prints the ratios."""
+    ratios = []
+    for point in points():
+        for gradient in (False, True):
+            arrays = arrays_of(point)
+            ways = {
+                name: jax_call(
+                    lambda x, k, name=name: fft_conv(x, k, method=name), arrays, gradient
+                )
+                for name in METHODS
+                if name == "auto" or feasible(name, point, gradient)
+            }
+            # The shortest of many times: other processes only ever add to them.
+            times = timing.series(ways, repeats=15, seconds=0.4)
+            shortest = {name: min(own) for name, own in times.items()}
+            auto = shortest.pop("auto")
+            best = min(shortest, key=shortest.get)
+            ratios.append((auto / shortest[best], best, point.label(), gradient))
+            print(f"{ratios[-1][0]:.2f}", *ratios[-1][1:], sep=" | ", flush=True)
+    above = [ratio for ratio, *_ in ratios if ratio > 1.2]
+    print(
+        f"{len(ratios)} points; auto / best: at most {max(ratios)[0]:.2f}, {len(above)} above 1.2"
+    )
+
+
 def learn(point: Point, gradient: bool, best: str) -> None:
     """Makes `best` the choice at this point, in this process."""
     if point.batch:
@@ -279,12 +306,16 @@ def page(results: list[Result]) -> str:
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes, or checks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few points, writes nothing")
-    quick = parser.parse_args().quick
+    parser.add_argument("--check", action="store_true", help="whether auto is right, no more")
+    flags = parser.parse_args()
+    quick = flags.quick
     # PyTorch's, about even kernels.
     warnings.filterwarnings("ignore", "Using padding='same'")
+    if flags.check:
+        return check()
     results = []
     for point in QUICK if quick else points():
         for gradient in (False, True):

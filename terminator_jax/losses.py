@@ -222,7 +222,8 @@ def _norms(stacks: Sequence[jax.Array]) -> jax.Array:
     rows, owner, tensors = [], [], 0
     for stack in stacks:
         count, numbers = stack.shape
-        padded = jnp.pad(stack, [(0, 0), (0, -numbers % ROW)]).reshape(-1, ROW)
+        rest = jnp.zeros((count, -numbers % ROW), stack.dtype)
+        padded = jnp.concatenate([stack, rest], axis=1).reshape(-1, ROW)
         rows.append(padded)
         owner += [tensors + n for n in range(count) for _ in range(len(padded) // count)]
         tensors += count

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     from terminator_jax.training import config
 
     configuration = config.read(flags.config, overrides)
-    from terminator_jax.training import loop, parallel
+    from terminator_jax.training import loop, memory, parallel
+
+    memory.keep()
 
     if flags.num_processes > 1 or flags.coordinator:
         parallel.connect(flags.coordinator, flags.num_processes, flags.process_id)

@@ -163,6 +163,8 @@ class Terminator(nnx.Module):
         float32 or wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split.
+      remat: whether gradients compute what lies inside a block again instead of keeping it, which
+        takes less memory and more time.
       rngs: the source of the initial values.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
@@ -176,9 +178,10 @@ class Terminator(nnx.Module):
         dtype=None,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.config, self.dtype, self.axis_name = config, dtype, axis_name
+        self.config, self.dtype, self.axis_name, self.remat = config, dtype, axis_name, remat
         widths = {f.name for f in dataclasses.fields(SlowWidths)} - {"global_layers"}
         channels = config.block_channels
         self.blocks = nnx.List(
@@ -216,9 +219,10 @@ class Terminator(nnx.Module):
         kernels = self._slow_kernels()
         features: list[jax.Array] = []
         y = channel_major.enter(x)
+        run = nnx.remat(_run) if self.remat else _run
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
             skips = [features[j] for j in earlier]
-            y = block.channel_major(y, skips, kernels=kernel, rngs=rngs)
+            y = run(block, y, skips, kernel, rngs)
             features.append(y)
         wide = jnp.promote_types(y.dtype, jnp.float32)
         logits = self.head(jnp.mean(y, channel_major.space(y), dtype=wide).T)
@@ -262,7 +266,7 @@ class Terminator(nnx.Module):
         model = nnx.eval_shape(
             lambda: Terminator(
                 config, dtype=self.dtype, param_dtype=self.head.kernel.dtype,
-                axis_name=self.axis_name, rngs=nnx.Rngs(0),
+                axis_name=self.axis_name, remat=self.remat, rngs=nnx.Rngs(0),
             )
         )  # fmt: skip
         changes = [f"operator_scale: {old.operator_scale:.4g} to {scale:.4g}"] * (scale != 1)
@@ -289,3 +293,13 @@ class Terminator(nnx.Module):
             raise ValueError(f"expected pictures (batch, *{expected}), got {x.shape}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"expected floating-point pictures, got {x.dtype}: scale them first")
+
+
+def _run(
+    block: SFNEBlock,
+    x: jax.Array,
+    skips: list[jax.Array],
+    kernels: SlowKernels,
+    rngs: nnx.Rngs | None,
+) -> jax.Array:
+    return block.channel_major(x, skips, kernels=kernels, rngs=rngs)

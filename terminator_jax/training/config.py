@@ -33,6 +33,8 @@ FREE = {
     "data.download",
     "data.in_memory",
     "log_every_steps",
+    "profile",
+    "remat",
 }
 
 
@@ -51,6 +53,8 @@ def default_config() -> ConfigDict:
             eval_batch_size=64,
             parallel="pmap",  # or "jit": one program of the whole batch
             dtype="float32",  # of the computation: or "bfloat16"; "float64" with JAX_ENABLE_X64=1
+            remat=False,  # computes again for the gradient what it could keep: less memory
+            profile=False,  # writes a trace of a few steps into the workdir
             compilation_cache=True,  # keeps compiled programs in the user's cache directory
             log_every_steps=20,
             checkpoint_every_steps=500,  # besides the end of each epoch; 0 for only that

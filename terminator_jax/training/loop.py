@@ -30,6 +30,7 @@ from terminator_jax.training.parallel import anywhere, own_process
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import TrainState
 from terminator_jax.training.step import make_train_step
+from terminator_jax.training.trace import Trace
 
 
 class Outcome(NamedTuple):
@@ -113,10 +114,11 @@ def _train(
     logs = Logs(
         workdir, step=start, total=run.total, steps_per_epoch=run.steps_per_epoch, enabled=first
     )
-    with logs, Interrupt() as interrupt:
+    trace = Trace(workdir, enabled=first and run.config.profile)
+    with logs, trace, Interrupt() as interrupt:
         logs.say(_opening(run, start))
         evaluate = make_evaluate(run, eval_pictures)
-        return _steps(run, state, start, batches, evaluate, checkpoints, logs, interrupt)
+        return _steps(run, state, start, batches, evaluate, checkpoints, logs, interrupt, trace)
 
 
 def _opening(run: Run, start: int) -> str:
@@ -138,6 +140,7 @@ def _steps(
     checkpoints: Checkpoints,
     logs: Logs,
     interrupt: Interrupt,
+    trace: Trace,
 ) -> int:
     """The loop. Nothing in it waits for the devices but what the log and checkpoints need."""
     config, alone, start = run.config, jax.process_count() == 1, step
@@ -149,6 +152,7 @@ def _steps(
         state, metrics = train_step(state, run.mode.place(next(batches)))
         step += 1
         meter.add(metrics)
+        trace.step(step - start, metrics)
         if step == start + 1:
             jax.block_until_ready(metrics)
             meter.restart()

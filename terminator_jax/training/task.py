@@ -26,8 +26,8 @@ class Family(NamedTuple):
     """A kind of model.
 
     Attributes:
-        module: makes the model from its configuration and `dtype`, `param_dtype`, `axis_name` and
-            `rngs`.
+        module: makes the model from its configuration and `dtype`, `param_dtype`, `axis_name`,
+            `remat` and `rngs`.
         variants: makers of its configuration by name; keywords replace fields. A configuration has
             the fields `size`, `channels` and `num_classes`.
         loss: `(model, pictures, labels, rngs, config.loss)` to logits and the terms of the loss,
@@ -105,6 +105,7 @@ class Task:
                 dtype=self.dtype,
                 param_dtype=jnp.promote_types(self.dtype, jnp.float32),
                 axis_name=self.axis_name,
+                remat=self.config.remat,
                 rngs=nnx.Rngs(self.config.seed),
             )
         except ValueError as error:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from nets import filled
+from nets import filled, normal
 
 from terminator_jax.layers import LocalBranch
 from terminator_jax.models import Terminator, TerminatorConfig
@@ -110,6 +110,32 @@ def test_bfloat16_has_the_kernels_of_float32():
 
     for narrow, wide in zip(kernels(dtype=jnp.bfloat16), kernels(), strict=True):
         np.testing.assert_array_equal(narrow, wide)
+
+
+def test_remat_keeps_less_and_changes_nothing(x64):
+    """Gradients of the same function, which the program has fewer arrays for between its halves."""
+    pictures, key = normal(2, 4, 4, 2), jax.random.key(0)
+    one = dict(factors=(2,), skips=((),), dropout=(0.5,), global_layers=(1,))
+    config = TerminatorConfig(**{**vars(TINY), **one})
+    found = []
+    for remat in (False, True):
+        model = filled(
+            lambda remat=remat: Terminator(
+                config, remat=remat, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+            )
+        )
+        graph, params = nnx.split(model)
+
+        def loss(params, graph=graph):
+            return jnp.sum(nnx.merge(graph, params)(pictures, rngs=nnx.Rngs(dropout=key)) ** 2)
+
+        residuals = jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params)
+        kept = sum(x.size for x in jax.tree.leaves(residuals))
+        found.append((kept, jax.jit(jax.grad(loss))(params)))
+    (plain, expected), (less, same) = found
+    assert less < 0.6 * plain
+    for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_dropout_needs_a_key():

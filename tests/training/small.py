@@ -20,8 +20,8 @@ class SmallConfig:
 class Small(nnx.Module):
     """Linear, with batch statistics that training updates and evaluation uses."""
 
-    def __init__(self, config, *, dtype, param_dtype, axis_name, rngs):
-        del param_dtype
+    def __init__(self, config, *, dtype, param_dtype, axis_name, remat, rngs):
+        del param_dtype, remat
         self.norm = nnx.BatchNorm(64, dtype=dtype, axis_name=axis_name, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
         self.linear = nnx.Linear(64, config.num_classes, dtype=dtype, rngs=rngs)

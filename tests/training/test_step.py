@@ -13,6 +13,7 @@ from terminator_jax.training.evaluation import make_evaluate
 from terminator_jax.training.metrics import Meter
 from terminator_jax.training.setup import make_run
 from terminator_jax.training.step import make_train_step
+from terminator_jax.training.trace import Trace
 
 
 @pytest.fixture
@@ -110,3 +111,29 @@ def test_an_interruption_while_evaluating_keeps_the_scores(make, tmp_path, monke
     monkeypatch.setattr(loop, "make_evaluate", interrupted)
     outcome = loop.train(make(), tmp_path)
     assert (outcome.step, outcome.best_step) == (23, 22)
+
+
+def test_a_trace_of_a_few_steps(make, tmp_path, monkeypatch):
+    """What TensorBoard's profiler opens, with the operations of five steps in it."""
+    calls = []
+    start = jax.profiler.start_trace
+    monkeypatch.setattr(
+        jax.profiler, "start_trace", lambda directory: calls.append(directory) or start(directory)
+    )
+    loop.train(make("epochs=1", "optimizer.warmup_epochs=0.0"), tmp_path / "without")
+    assert calls == []
+    loop.train(make("epochs=1", "optimizer.warmup_epochs=0.0", "profile=True"), tmp_path / "with")
+    [file] = (tmp_path / "with" / "plugins" / "profile").glob("*/*.xplane.pb")
+    profile = jax.profiler.ProfileData.from_file(str(file))
+    names = [event.name for plane in profile.planes for row in plane.lines for event in row.events]
+    assert sum(("train_step" in name and "Pjit" in name) or "pmap" in name for name in names) >= 5
+
+
+def test_a_trace_ends_with_the_run(tmp_path):
+    """Also if that is shorter: another trace could not begin otherwise."""
+    with Trace(tmp_path, enabled=True) as trace:
+        for done in range(1, 5):
+            trace.step(done, jax.numpy.ones(3))
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
+    jax.profiler.start_trace(tmp_path / "again")
+    jax.profiler.stop_trace()

@@ -1,0 +1,49 @@
+"""A trace of a few steps, for TensorBoard's profiler and XProf."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+# Steps before the trace, which compile and fill caches, and steps in it.
+BEFORE, TRACED = 3, 5
+
+
+class Trace:
+    """Traces some steps of a run; to be used in a `with` statement.
+
+    Args:
+        directory: where it goes, below `plugins/profile`.
+        enabled: whether to trace at all.
+    """
+
+    def __init__(self, directory: Path, *, enabled: bool):
+        self._directory, self._enabled, self._running = directory, enabled, False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stop()
+
+    def step(self, done: int, result: Any) -> None:
+        """To be called after each step.
+
+        Args:
+            done: steps done since the process began.
+            result: what the step gave, which the end of the trace waits for.
+        """
+        if not self._enabled:
+            return
+        if done in (BEFORE, BEFORE + TRACED):
+            jax.block_until_ready(result)
+        if done == BEFORE:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        elif done == BEFORE + TRACED:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
