@@ -30,7 +30,7 @@ cifar10-look: $(VENV)/.train ## two epochs on a tenth of CIFAR-10
 	  --workdir=runs/cifar10-look '--config.data.train_split=train[:5000]' --config.epochs=2 \
 	  --config.optimizer.warmup_epochs=0.5 $(ARGS)
 
-sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and permuted, an hour each
+sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and permuted, two hours each
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist $(ARGS)
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist $(ARGS)
 
@@ -40,6 +40,7 @@ benchmark: $(VENV)/.train ## measure convolutions, a quarter of an hour on a qui
 
 benchmark-step: $(VENV)/.train ## measure training steps, half an hour on a quiet machine: docs/performance.md
 	@$(VENV)/bin/python benchmarks/step.py
+	@$(VENV)/bin/python benchmarks/input.py
 
 # In an environment of its own, since libtpu disturbs processes that are for the CPU alone.
 tpu-compile: $(TPU_VENV)/.tpu ## compile the training step for TPUs, without one, an hour: docs/performance.md
