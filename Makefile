@@ -30,7 +30,7 @@ cifar10-look: $(VENV)/.train ## two epochs on a tenth of CIFAR-10
 	  --workdir=runs/cifar10-look '--config.data.train_split=train[:5000]' --config.epochs=2 \
 	  --config.optimizer.warmup_epochs=0.5 $(ARGS)
 
-sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and permuted, two hours each
+sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and permuted, an hour each
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist $(ARGS)
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist $(ARGS)
 

@@ -2,7 +2,7 @@
 
     python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist
 
-Reaches: 95.8 % in these 4 epochs (`docs/results.md`). Takes: an hour and a half on one CPU core.
+Reaches: 95.8 % in these 4 epochs (`docs/results.md`). Takes: 46 minutes of one CPU core.
 
 The order is that of NumPy's `RandomState(0)`, whose stream is frozen; it is a field of the
 configuration, and so kept with every run.
