@@ -94,7 +94,7 @@ def program(case: Case) -> tuple[Callable, list]:
     solver, schedule = make_optimizer(config, steps_per_epoch=100)
     structure, params, other = split(task.make_model())
     state = new_state(params, other, solver, seed=0)
-    size = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[case.experiment]
+    size = (*task.model_config.size, task.model_config.channels)
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (case.batch, *size), dtype=np.uint8)
     batch = {"image": pictures, "label": rng.integers(0, 10, case.batch, dtype=np.int32)}
