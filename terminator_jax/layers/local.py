@@ -10,8 +10,7 @@ from flax import nnx
 from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops import channel_major
-from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.convolution import convolve, fft_conv
+from terminator_jax.ops.convolution import convolve_each, fft_conv
 from terminator_jax.ops.standardize import AxisName, batch_standardize, standardize
 
 
@@ -98,21 +97,38 @@ class LocalBranches(nnx.Module):
     def _padding(self) -> str:
         return "causal" if self.causal else "same"
 
-    def channel_major(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
-        """The same of channel-major maps, `(channels, batch, *spatial)`."""
+    def channel_major(self, maps: Mapping[str, jax.Array]) -> jax.Array:
+        """The same of channel-major maps, `(channels, batch, *spatial)`, joined along channels.
+
+        All branches are computed together: a quarter of the operations to compile.
+        """
         means = {b.kernel_from: jnp.mean(maps[b.kernel_from], axis=1) for b in self.branches}
         kernels = self.slow_nets.from_mean(
             [jnp.moveaxis(means[b.kernel_from], 0, -1) for b in self.branches]
         )
-        return [
-            self._channel_major_branch(n, maps[b.applied_to], self.slow_nets.crop(kernels, n))
-            for n, b in enumerate(self.branches)
-        ]
-
-    def _channel_major_branch(self, n: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        kernel = channel_major.enter(kernel)[:, None]
-        y = convolve(x, kernel, correlate=True, padding=self._padding)
-        y = channel_major.pointwise(y, self.mixer_weight[n], self.mixer_bias[n])
+        y = convolve_each(
+            [maps[b.applied_to] for b in self.branches],
+            [
+                channel_major.enter(self.slow_nets.crop(kernels, n))[:, None]
+                for n in range(len(self.branches))
+            ],
+            padding=self._padding,
+            correlate=True,
+        )
+        y = self._mixed(y)
         space, running = channel_major.statistics(y, self.causal)
-        y = standardize(y, (1, *space), running=running, axis_name=self.axis_name)
-        return gelu(y) + self.scalar[n].astype(y.dtype)
+        y = standardize(
+            y, (1, *space), running=running, axis_name=self.axis_name, activate=True
+        )
+        scalars = jnp.repeat(self.scalar[...], len(y) // len(self.branches))
+        return y + channel_major.like(scalars, y)
+
+    def _mixed(self, y: jax.Array) -> jax.Array:
+        """Each branch's map, one after the other along the channels, through its own mixer.
+
+        Without the mixers' biases, which the standardization that follows takes away.
+        """
+        n = len(self.branches)
+        weight, y = channel_major.vary_alike(self.mixer_weight[...].astype(y.dtype), y)
+        each = jax.vmap(channel_major.product)(weight, y.reshape(n, len(y) // n, -1))
+        return each.reshape(y.shape)

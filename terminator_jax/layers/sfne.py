@@ -16,7 +16,7 @@ from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import channel_major, hyperzzw
-from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.activation import gated
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
@@ -222,9 +222,9 @@ class SFNEBlock(nnx.Module):
         _, running = channel_major.statistics(x, self.causal)
         y = standardize_groups(
             self._mix(maps), self.groups, batch_axis=1, channel_axis=0, running=running,
-            axis_name=self.axis_name,
+            axis_name=self.axis_name, activate=True,
         )  # fmt: skip
-        y = gelu(y) + self.bias[...].astype(y.dtype)
+        y = y + self.bias[...].astype(y.dtype)
         scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
         return y if scale is None else y * channel_major.like(scale.T, y)
 
@@ -236,16 +236,15 @@ class SFNEBlock(nnx.Module):
         operator = hyperzzw.operator_named(self.operator)
         results = operator(hyper, [f, u, h], causal=self.causal)
         o, o_u, o_h = (self._scaled(result) for result in results)
-        s = jax.nn.sigmoid(o) * o
+        s = gated(o, o)
         local = self.local.channel_major(dict(x=x, u=u, h=h))
-        names = {f"l{n + 1}": m for n, m in enumerate(local)}
         i = self._interact(o, x, kernels)
-        return dict(o=o, o_u=o_u, o_h=o_h, s=s, i=i, f=f, **names)
+        return dict(o=o, o_u=o_u, o_h=o_h, s=s, i=i, f=f, local=local)
 
-    def _standardize(self, x: jax.Array) -> jax.Array:
+    def _standardize(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
         """IS."""
         space, running = channel_major.statistics(x, self.causal)
-        return standardize(x, space, running=running)
+        return standardize(x, space, running=running, activate=activate)
 
     def _gated(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """IS of the hyper-channel interaction."""
@@ -255,28 +254,25 @@ class SFNEBlock(nnx.Module):
         if self.causal:
             return self._standardize(x * gate.astype(x.dtype))
         # One gate per sample and channel: IS(g x) needs no statistics but those of x.
-        return normalize(x, mean, square, EPSILON, gate)
+        return normalize(x, mean, square, EPSILON, gate=gate)
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         return x if self.operator_scale == 1 else x * self.operator_scale
 
     def _projected(self, x: jax.Array, hyper: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`f` and `u`, from one product of x and one of the hyper-kernel."""
-        (kernel1, bias1), (kernel2, bias2) = self.rgu1.projections(), self.rgu2.projections()
+        kernel1, bias1 = self.rgu1.projections()
         kernel1 = jnp.concatenate([kernel1, self.mixer.kernel[...]], axis=1)
-        bias1 = jnp.concatenate([bias1, self.mixer.bias[...]])
+        bias1 = jnp.pad(bias1, (0, self.channels))  # the mixer's would be standardized away
         k1, q1, u = jnp.split(channel_major.pointwise(x, kernel1, bias1), 3)
-        k2, q2 = jnp.split(channel_major.pointwise(hyper, kernel2, bias2), 2)
-        gated = [
-            gelu(self._standardize(k * q)) + rgu.position[...].astype(x.dtype)[None, None]
+        k2, q2 = jnp.split(channel_major.pointwise(hyper, *self.rgu2.projections()), 2)
+        activated = [
+            self._standardize(k * q, activate=True)
+            + rgu.position[...].astype(x.dtype)[None, None]
             for rgu, k, q in ((self.rgu1, k1, q1), (self.rgu2, k2, q2))
         ]
-        out = [self.rgu1.y, self.rgu2.y]
-        f = channel_major.pointwise(
-            channel_major.gather(gated),
-            jnp.concatenate([y.kernel[...] for y in out]),
-            sum(y.bias[...] for y in out),
-        )
+        kernel = jnp.concatenate([self.rgu1.y.kernel[...], self.rgu2.y.kernel[...]])
+        f = channel_major.pointwise(channel_major.gather(activated), kernel)
         return self._standardize(f), self._standardize(u)
 
     def _interact(self, o: jax.Array, x: jax.Array, kernels: SlowKernels) -> jax.Array:
@@ -285,13 +281,17 @@ class SFNEBlock(nnx.Module):
         mean = average(o, space, running=running)
         channel = hyperzzw.twice(mean, channel_major.like(kernels.channel, mean))
         spatial = hyperzzw.twice(average(o, (0,)), kernels.spatial[None, None])
-        return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)
+        return gated(x, channel * spatial)
 
     def _mix(self, maps: dict[str, jax.Array]) -> jax.Array:
-        """The bottleneck; a tiled map counts once, with the sum of its copies' weights."""
-        rows = dict(
-            zip(self.order, jnp.split(self.bottleneck.kernel[...], len(self.order)), strict=True)
-        )
+        """The bottleneck; a tiled map counts once, with the sum of its copies' weights.
+
+        Without its bias, which the standardization that follows takes away.
+        """
+        kernels = jnp.split(self.bottleneck.kernel[...], len(self.order))
+        rows = dict(zip(self.order, kernels, strict=True))
+        local = [rows[f"l{n + 1}"] for n in range(len(self.local.branches))]
+        rows["local"] = jnp.concatenate(local)
         kernel = [
             jnp.sum(rows[name].reshape(-1, len(m), rows[name].shape[1]), axis=0)
             for name, m in maps.items()
@@ -299,7 +299,6 @@ class SFNEBlock(nnx.Module):
         return channel_major.pointwise(
             channel_major.gather(list(maps.values())),
             jnp.concatenate(kernel),
-            self.bottleneck.bias[...],
         )
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:

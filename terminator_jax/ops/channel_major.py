@@ -79,13 +79,13 @@ def _varying(x: jax.Array) -> frozenset[str]:
     return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # jax 0.11, jax 0.10
 
 
-def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """A linear map of the channels at every position.
 
     Args:
       x: `(inputs, batch, *spatial)`.
       kernel: `(inputs, outputs)`.
-      bias: `(outputs,)`.
+      bias: `(outputs,)`; None where a standardization follows, which takes it away again.
 
     Returns:
       `(outputs, batch, *spatial)` in the dtype of `x`.
@@ -97,17 +97,22 @@ def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     kernel, x = vary_alike(kernel.astype(x.dtype), x)
     out = product(kernel, x.reshape(len(x), -1))
     out = out.reshape(len(out), *x.shape[1:])
-    return out + like(bias, out)
+    return out if bias is None else out + like(bias, out)
 
 
 @jax.custom_vjp
 def product(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    """`kernelᵀ x` of `(inputs, outputs)` and `(inputs, n)`.
+    """`kernelᵀ x` of `(inputs, outputs)` and `(inputs, n)`, summed in float32 or wider.
 
     The gradients are written out because those that `jnp.dot` has come out transposed, which costs
     a copy of every large map on a CPU.
     """
-    return kernel.T @ x
+    return _matmul(kernel.T, x)
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.matmul(a, b, preferred_element_type=wide).astype(a.dtype)
 
 
 def _product_forward(kernel, x):
@@ -116,7 +121,7 @@ def _product_forward(kernel, x):
 
 def _product_backward(residuals, dy):
     kernel, x = residuals
-    return x @ dy.T, kernel @ dy
+    return _matmul(x, dy.T), _matmul(kernel, dy)
 
 
 product.defvjp(_product_forward, _product_backward)

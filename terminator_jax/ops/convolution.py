@@ -4,6 +4,7 @@
     dft      the transform as matrix products, for matrix units and for the CPU
     direct   one multiply-add per kernel position, for small kernels on large maps
     dense    one matrix per channel, from every position to every other, for small maps
+    lax      XLA's own, a group for each channel, for small kernels on TPUs
     auto     the one that was measured to be fastest, see `fastest.py`
 
 The first two keep the spectra of map and kernel for the gradient, which then takes one transform
@@ -24,11 +25,12 @@ import numpy as np
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.dense import dense
 from terminator_jax.ops.fastest import Choice, fastest
+from terminator_jax.ops.grouped import grouped
 from terminator_jax.ops.spectral import DENSE_UP_TO, by_spectra
 from terminator_jax.ops.taps import direct
 from terminator_jax.ops.window import Window, bounds
 
-METHODS = ("auto", "fft", "dft", "direct", "dense")
+METHODS = ("auto", "fft", "dft", "direct", "dense", "lax")
 PADDINGS = ("same", "causal", "valid", "circular")
 # Arrays of a transform's size that exist at once, for every map and kernel: by measurement.
 SPECTRA = 2
@@ -138,6 +140,44 @@ def convolve_all(
     return [out.astype(dtype) for out in outs]
 
 
+def convolve_each(
+    maps: Sequence[jax.Array], kernels: Sequence[jax.Array], *, padding: str, correlate: bool
+) -> jax.Array:
+    """The maps convolved with a kernel each, joined along their channels.
+
+    Args:
+      maps: `(channels, batch, *spatial)` each, of one shape.
+      kernels: `(channels, 1, *size)` each, of sizes of their own.
+      padding: all but `valid`.
+      correlate: see `fft_conv`.
+
+    Returns:
+      `(len(maps) * channels, batch, *spatial)`.
+    """
+    spatial, largest = maps[0].shape[2:], max(k.shape[2:] for k in kernels)
+    options = dict(padding=padding, correlate=correlate)
+    if fastest(jax.default_backend(), spatial, largest, False) != Choice("lax", "lax"):
+        pairs = zip(maps, kernels, strict=True)
+        return channel_major.gather([convolve(x, k, **options) for x, k in pairs])
+    # At one time whatever the kernel's size: all as one convolution, each kernel amid zeros.
+    kernels = [_amid_zeros(k, largest, spatial, **options) for k in kernels]
+    x, kernel = channel_major.gather(maps), channel_major.gather(kernels)
+    return convolve(x, kernel, method="lax", **options)
+
+
+def _amid_zeros(
+    kernel: jax.Array, size: Sequence[int], spatial: Sequence[int], padding: str, correlate: bool
+) -> jax.Array:
+    """A kernel of a larger size that gives the same result."""
+    own = kernel.shape[2:]
+    here, there = (bounds(spatial, s, padding, correlate)[0] for s in (own, size))
+    # How many zeros come before it and after it; a correlation turns the kernel around.
+    before = [b - a for a, b in zip(here, there, strict=True)]
+    after = [k - n - b for k, n, b in zip(size, own, before, strict=True)]
+    margins = zip(*((after, before) if correlate else (before, after)), strict=True)
+    return jnp.pad(kernel, [(0, 0), (0, 0), *margins])
+
+
 def convolve_reference(
     x: np.ndarray, kernel: np.ndarray, *, padding: str = "same", correlate: bool = False
 ) -> np.ndarray:
@@ -212,7 +252,7 @@ def _by_method(
 ) -> list[jax.Array]:
     spatial, size = maps[0].shape[2:], kernel.shape[2:]
     long = len(spatial) == 1 and spatial[0] > DENSE_UP_TO
-    if window.circular and (method == "direct" or (method == "dft" and long)):
+    if window.circular and (method in ("direct", "lax") or (method == "dft" and long)):
         # As a linear one, of the map with its end before it.
         before = tuple(k - 1 for k in size)
         margins = [(0, 0), (0, 0), *((b, 0) for b in before)]
@@ -221,6 +261,8 @@ def _by_method(
         return [jnp.roll(out, [-s for s in window.start], channel_major.space(out)) for out in outs]
     if method == "direct":
         return [direct(window, x, kernel) for x in maps]
+    if method == "lax":
+        return [grouped(window, x, kernel) for x in maps]
     if method == "dense":
         return dense(window, maps, kernel)
     return by_spectra(window, method, maps, kernel)

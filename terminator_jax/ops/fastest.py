@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from terminator_jax.ops.measured import POINTS
 
-# Where nobody has measured: `direct` up to so many kernel positions, beyond them these methods.
-DIRECT_UP_TO = 81
-BEYOND = {"gpu": "fft", "cpu": "fft"}
+# Where nobody has measured: one method up to so many kernel positions, and one beyond them.
+SMALL = 81
+UP_TO = {"tpu": "lax", "gpu": "direct", "cpu": "direct"}
+BEYOND = {"tpu": "dft", "gpu": "fft", "cpu": "fft"}
 
 
 class Choice(NamedTuple):
@@ -36,8 +37,9 @@ def fastest(platform: str, spatial: Sequence[int], size: Sequence[int], per_samp
         if (p.platform, p.dims, p.per_sample) == (platform, len(spatial), per_sample)
     ]  # fmt: skip
     if not alike:
-        small = math.prod(size) <= DIRECT_UP_TO
-        return Choice(*["direct" if small else BEYOND.get(platform, "dft")] * 2)
+        small = math.prod(size) <= SMALL
+        method = UP_TO.get(platform, "direct") if small else BEYOND.get(platform, "dft")
+        return Choice(method, method)
 
     def distance(point):
         lengths = zip((point.length, point.kernel), (spatial, size), strict=True)

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from terminator_jax.ops.activation import gelu, gelu_slope
+from terminator_jax.ops.channel_major import vary_alike
+
 EPSILON = 1e-5
 AxisName = str | tuple[str, ...] | None
 
@@ -48,18 +51,52 @@ def across(statistics, axis_name: AxisName):
 
 
 def normalize(
-    x: jax.Array, mean: jax.Array, square: jax.Array, epsilon: float, gate: jax.Array | None = None
+    x: jax.Array,
+    mean: jax.Array,
+    square: jax.Array,
+    epsilon: float,
+    *,
+    gate: jax.Array | None = None,
+    activate: bool = False,
 ) -> jax.Array:
     """`(x - mean) / sqrt(variance + ε)`, returned in the dtype of `x`.
 
-    With a `gate` of the statistics' shape, the same of `gate · x`.
+    With a `gate` of the statistics' shape, the same of `gate · x`; with `activate`, the GELU of it.
     """
     variance = jnp.maximum(square - mean * mean, 0)
     if gate is None:
         scale = jax.lax.rsqrt(variance + epsilon)
     else:
         scale = gate * jax.lax.rsqrt(gate * gate * variance + epsilon)
-    return (x * scale - mean * scale).astype(x.dtype)
+    shift = mean * scale
+    if activate:
+        return scaled_gelu(*vary_alike(x, scale, shift))
+    return (x * scale - shift).astype(x.dtype)
+
+
+@jax.custom_vjp
+def scaled_gelu(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """`gelu(x * scale - shift)` in the dtype of `x`.
+
+    Of all that a gradient needs, only the arguments are kept: a third of what JAX would keep.
+    """
+    return gelu(x * scale - shift).astype(x.dtype)
+
+
+def _scaled_gelu_forward(x, scale, shift):
+    return scaled_gelu(x, scale, shift), (x, scale, shift)
+
+
+def _scaled_gelu_backward(residuals, dy):
+    x, scale, shift = residuals
+    # The slope at z is 1 less that at -z: in terms of z, XLA would keep what the forward pass has.
+    dz = dy * (1 - gelu_slope(shift - x * scale))
+    axes = tuple(n for n, (a, b) in enumerate(zip(x.shape, scale.shape, strict=True)) if a != b)
+    dscale = jnp.sum(dz * x, axes, keepdims=True)
+    return (dz * scale).astype(x.dtype), dscale, -jnp.sum(dz, axes, keepdims=True)
+
+
+scaled_gelu.defvjp(_scaled_gelu_forward, _scaled_gelu_backward)
 
 
 def standardize(
@@ -69,9 +106,14 @@ def standardize(
     running: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
+    activate: bool = False,
 ) -> jax.Array:
-    """Zero mean and unit variance over `axes`, whatever the layout; `axis_name` as below."""
-    return normalize(x, *across(moments(x, axes, running=running), axis_name), epsilon)
+    """Zero mean and unit variance over `axes`, whatever the layout; `axis_name` as below.
+
+    With `activate`, the GELU of that.
+    """
+    statistics = across(moments(x, axes, running=running), axis_name)
+    return normalize(x, *statistics, epsilon, activate=activate)
 
 
 def standardize_groups(
@@ -83,8 +125,12 @@ def standardize_groups(
     running: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
+    activate: bool = False,
 ) -> jax.Array:
-    """G-IBS, whatever the layout; the other axes are space. See `group_standardize`."""
+    """G-IBS, whatever the layout; the other axes are space. See `group_standardize`.
+
+    With `activate`, the GELU of that.
+    """
     channels = x.shape[channel_axis]
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
@@ -96,7 +142,7 @@ def standardize_groups(
     shape[channel_axis] = channels
     use_batch = (np.arange(channels) // (channels // groups) % 2 == 0).reshape(shape)
     chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
-    return normalize(x, *chosen, epsilon)
+    return normalize(x, *chosen, epsilon, activate=activate)
 
 
 def instance_standardize(

@@ -20,6 +20,7 @@ from terminator_jax.ops.convolution import (
     METHODS,
     PADDINGS,
     convolve_all,
+    convolve_each,
     convolve_reference,
     depthwise_correlate,
     fft_conv,
@@ -340,3 +341,24 @@ def test_fast_lengths_have_small_factors_and_are_the_next():
     for n in range(1, 700):
         assert fast_length(n) == min(m for m in smooth if m >= n)
     assert math.log2(fast_length(2**20)) == 20
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("padding, correlate", [("same", True), ("same", False), ("causal", True)])
+def test_a_kernel_for_each_map(monkeypatch, platform, padding, correlate):
+    """Together, as on TPUs, and one after the other."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    size, kernels = ((9,), (3, 4, 6)) if padding == "causal" else ((9, 6), (3, 4, 6))
+    maps = [normal(2, *size, 2, seed=n) for n in range(3)]
+    kernels = [normal(*[k] * len(size), 2, seed=k) for k in kernels]
+    options = dict(padding=padding, correlate=correlate)
+
+    def together(maps, kernels):
+        joined = convolve_each([*map(enter, maps)], [enter(k[None]) for k in kernels], **options)
+        return [leave(part) for part in jnp.split(joined, 3)]
+
+    traced = str(jax.make_jaxpr(together)(maps, kernels))
+    assert traced.count("conv_general_dilated[") == (platform == "tpu")
+    found = jax.jit(together)(maps, kernels)
+    for x, kernel, out in zip(maps, kernels, found, strict=True):
+        assert relative(out, convolve_reference(x, kernel, **options)) < 1e-12
