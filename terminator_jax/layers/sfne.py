@@ -290,16 +290,16 @@ class SFNEBlock(nnx.Module):
         """
         kernels = jnp.split(self.bottleneck.kernel[...], len(self.order))
         rows = dict(zip(self.order, kernels, strict=True))
-        local = [rows[f"l{n + 1}"] for n in range(len(self.local.branches))]
-        rows["local"] = jnp.concatenate(local)
-        kernel = [
+        local = maps.pop("local")
+        local_rows = jnp.concatenate([rows[f"l{n + 1}"] for n in range(len(self.local.branches))])
+        other_rows = [
             jnp.sum(rows[name].reshape(-1, len(m), rows[name].shape[1]), axis=0)
             for name, m in maps.items()
         ]
-        return channel_major.pointwise(
-            channel_major.gather(list(maps.values())),
-            jnp.concatenate(kernel),
-        )
+        # Two products: the local maps are joined already, and so large that a copy would tell.
+        others = channel_major.gather(list(maps.values()))
+        y = channel_major.pointwise(others, jnp.concatenate(other_rows))
+        return y + channel_major.pointwise(local, local_rows)
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
         expected = [(c, *x.shape[1:2], *self.size) for c in (self.channels, *self.skips)]

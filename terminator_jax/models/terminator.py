@@ -224,8 +224,7 @@ class Terminator(nnx.Module):
             skips = [features[j] for j in earlier]
             y = run(block, y, skips, kernel, rngs)
             features.append(y)
-        wide = jnp.promote_types(y.dtype, jnp.float32)
-        logits = self.head(jnp.mean(y, channel_major.space(y), dtype=wide).T)
+        logits = self.head(channel_major.mean(y).T)
         if not intermediates:
             return logits
         return logits, Intermediates(

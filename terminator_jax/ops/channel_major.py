@@ -47,6 +47,18 @@ def space(x: jax.Array) -> tuple[int, ...]:
     return tuple(range(2, x.ndim))
 
 
+def mean(x: jax.Array) -> jax.Array:
+    """Means over space, `(channels, batch)`, in float32 or wider.
+
+    As a product with a vector: what `x` is computed from is then no part of the reduction, which on
+    a CPU would spread every scalar in it over a map.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    flat = x.reshape(*x.shape[:2], -1)
+    share = jnp.full(flat.shape[2], 1 / flat.shape[2], wide)
+    return jnp.dot(flat.astype(wide), share, precision=jax.lax.Precision.HIGHEST)
+
+
 def statistics(x: jax.Array, causal: bool) -> tuple[tuple[int, ...], int | None]:
     """The axes that statistics over space are taken over, and the one that they run along.
 
@@ -121,7 +133,17 @@ def _product_forward(kernel, x):
 
 def _product_backward(residuals, dy):
     kernel, x = residuals
-    return _matmul(x, dy.T), _matmul(kernel, dy)
+    dkernel = _matmul(x, dy.T)
+    # The map's gradient second, when nothing needs the map any more: often the largest there is.
+    return dkernel, _matmul(_after(dkernel, kernel), dy)
+
+
+def _after(first: jax.Array, x: jax.Array) -> jax.Array:
+    """`x`, but no sooner than `first`; infinities in that make it NaN.
+
+    What `jax.lax.optimization_barrier` says, and XLA drops on CPUs before it orders a program.
+    """
+    return x + 0 * first[(0,) * first.ndim].astype(x.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
