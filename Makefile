@@ -41,6 +41,7 @@ benchmark: $(VENV)/.train ## measure convolutions, a quarter of an hour on a qui
 benchmark-step: $(VENV)/.train ## measure training steps, half an hour on a quiet machine: docs/performance.md
 	@$(VENV)/bin/python benchmarks/step.py
 	@$(VENV)/bin/python benchmarks/input.py
+	@$(VENV)/bin/python benchmarks/growth.py
 
 # In an environment of its own, since libtpu disturbs processes that are for the CPU alone.
 tpu-compile: $(TPU_VENV)/.tpu ## compile the training step for TPUs, without one, an hour: docs/performance.md

@@ -4,7 +4,7 @@
     python benchmarks/convolution.py --quick    # a few points, writes nothing
     python benchmarks/convolution.py --check    # ours only: is `auto` right? mends ops/measured.py
 
-Ours are `fft`, `dft`, `direct`, `dense` and `auto`; beside them XLA's grouped convolution (`lax`),
+Ours are `fft`, `dft`, `direct`, `dense`, `lax` (XLA's grouped convolution) and `auto`; beside them
 an FFT convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT
 where torch is installed. All meet the same arrays in the same process.
 """
@@ -108,17 +108,6 @@ def naive_fft(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return full[(slice(None), *(slice((k - 1) // 2, (k - 1) // 2 + n) for n, k in sizes))]
 
 
-def lax_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's grouped convolution."""
-    spatial = "HWD"[: x.ndim - 2]
-    size = kernel.shape[:-1]
-    return jax.lax.conv_general_dilated(
-        x, jnp.flip(kernel, range(len(size)))[..., None, :], (1,) * len(size),
-        [(k // 2, (k - 1) // 2) for k in size], feature_group_count=x.shape[-1],
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-    )  # fmt: skip
-
-
 def jax_call(function: Callable, arrays, gradient: bool) -> Callable[[], object]:
     """The compiled function, or it and its two gradients, to be timed."""
 
@@ -177,7 +166,7 @@ def arrays_of(point: Point) -> list[jax.Array]:
 def calls_of(point: Point, arrays, gradient: bool) -> dict[str, Callable[[], object]]:
     """Every feasible way."""
     ways = {m: lambda x, k, m=m: fft_conv(x, k, method=m) for m in METHODS[1:]}
-    ways |= {"jnp fft": naive_fft, "lax": lax_conv}
+    ways["jnp fft"] = naive_fft
     calls = {
         name: jax_call(function, arrays, gradient)
         for name, function in ways.items()
@@ -274,7 +263,7 @@ def write_measured() -> None:
 
 def line(result: Result) -> list[str]:
     """A row of the table: times with peaks, the fastest in bold."""
-    columns = [*METHODS[1:], "jnp fft", "lax", "torch", "torch fft"]
+    columns = [*METHODS[1:], "jnp fft", "torch", "torch fft"]
     quickest = min(result.seconds.values())
 
     def cell(name):
@@ -304,7 +293,7 @@ def growth(results: list[Result]) -> str:
 
 def page(results: list[Result]) -> str:
     """The section of `docs/performance.md`."""
-    head = ["map | kernel", *METHODS[1:], "jnp fft", "lax", "torch", "torch fft", "auto / best"]
+    head = ["map | kernel", *METHODS[1:], "jnp fft", "torch", "torch fft", "auto / best"]
     head = " | ".join(head).split(" | ")
     parts = [report.conditions("python benchmarks/convolution.py")]
     parts.append("Milliseconds / peak MB; – where a method would take minutes or gigabytes.")

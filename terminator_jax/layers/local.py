@@ -117,9 +117,7 @@ class LocalBranches(nnx.Module):
         )
         y = self._mixed(y)
         space, running = channel_major.statistics(y, self.causal)
-        y = standardize(
-            y, (1, *space), running=running, axis_name=self.axis_name, activate=True
-        )
+        y = standardize(y, (1, *space), running=running, axis_name=self.axis_name, activate=True)
         scalars = jnp.repeat(self.scalar[...], len(y) // len(self.branches))
         return y + channel_major.like(scalars, y)
 

@@ -267,8 +267,7 @@ class SFNEBlock(nnx.Module):
         k1, q1, u = jnp.split(channel_major.pointwise(x, kernel1, bias1), 3)
         k2, q2 = jnp.split(channel_major.pointwise(hyper, *self.rgu2.projections()), 2)
         activated = [
-            self._standardize(k * q, activate=True)
-            + rgu.position[...].astype(x.dtype)[None, None]
+            self._standardize(k * q, activate=True) + rgu.position[...].astype(x.dtype)[None, None]
             for rgu, k, q in ((self.rgu1, k1, q1), (self.rgu2, k2, q2))
         ]
         kernel = jnp.concatenate([self.rgu1.y.kernel[...], self.rgu2.y.kernel[...]])

@@ -6,13 +6,13 @@
 | `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
 | `hyperzzw` | `dot`, `product`, `convolution`, `twice`: a hyper-kernel with activations |
 | `convolution` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
-| `spectral`, `taps`, `dense`, `window` | the methods under `fft_conv`, and what they compute |
+| `spectral`, `taps`, `dense`, `grouped`, `window` | the methods of `fft_conv`, what they compute |
 | `fourier`, `sharded_fft` | the transforms under the convolutions |
 | `fastest`, `measured` | which method of convolution `auto` takes, and the measurements |
 | `partitioning` | functions that devices share without gathering |
 | `pooling` | `adaptive_average`: adaptive average pooling |
 | `channel_major` | the layout inside a block, and a pointwise layer in it |
-| `activation` | `gelu`, exact and cheap |
+| `activation` | `gelu`, exact and cheap; `gated`, a product with a sigmoid |
 | `standardize` | `batch_standardize`, `instance_standardize`, `group_standardize` |
 """
 

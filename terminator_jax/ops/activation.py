@@ -26,7 +26,7 @@ def gelu_slope(x: jax.Array) -> jax.Array:
       >>> print(gelu_slope(jnp.array([-1.0, 0.0, 1.0])).round(2))
       [-0.08  0.5   1.08]
     """
-    density = jax.lax.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     return 0.5 * jax.lax.erf(x * math.sqrt(0.5)) + 0.5 + x * density
 
 

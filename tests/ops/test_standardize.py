@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from nets import normal, relative
 
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.standardize import (
     batch_standardize,
     group_standardize,
     instance_standardize,
+    scaled_gelu,
+    standardize,
 )
 
 SHAPES = [(3, 10, 6), (2, 4, 5, 6), (2, 3, 2, 4, 6)]
@@ -80,6 +83,27 @@ def test_gradients(x64, function):
     y, sigma = standardized(x, axes, 0.0), np.std(x, axes, keepdims=True)
     along_y = y * np.mean(w * y, axes, keepdims=True)
     assert relative(grad, (w - np.mean(w, axes, keepdims=True) - along_y) / sigma) < 1e-11
+
+
+def test_activated(x64):
+    """With the GELU in one, values and gradients are those of one after the other."""
+    x, w = skewed((2, 4, 3, 5)), normal(2, 4, 3, 5, seed=5)
+
+    def loss(x, together):
+        y = standardize(x, (1, 2), activate=together)
+        return jnp.sum(w * (y if together else gelu(y)))
+
+    (found, dx), (expected, plain) = (jax.value_and_grad(loss)(x, t) for t in (True, False))
+    assert relative(found, expected) < 1e-13
+    assert relative(dx, plain) < 1e-12
+
+
+def test_activated_keeps_its_arguments_only():
+    """What a step keeps for its gradients is what its memory is made of."""
+    x, row = jnp.ones((2, 64)), jnp.ones((2, 1))
+    _, pullback = jax.eval_shape(lambda *a: jax.vjp(scaled_gelu, *a), x, row, row)
+    kept = sorted(leaf.shape for leaf in jax.tree.leaves(pullback))
+    assert kept == [(2, 1), (2, 1), (2, 64)]
 
 
 @pytest.mark.parametrize("function", [batch_standardize, instance_standardize, group_standardize])
