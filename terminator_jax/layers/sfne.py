@@ -224,7 +224,10 @@ class SFNEBlock(nnx.Module):
             self._mix(maps), self.groups, batch_axis=1, channel_axis=0, running=running,
             axis_name=self.axis_name, activate=True,
         )  # fmt: skip
-        y = y + self.bias[...].astype(y.dtype)
+        return self.dropped(y + self.bias[...].astype(y.dtype), rngs)
+
+    def dropped(self, y: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """The channel-major result with channels dropped, if there are `rngs`."""
         scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
         return y if scale is None else y * channel_major.like(scale.T, y)
 

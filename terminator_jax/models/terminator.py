@@ -14,6 +14,7 @@ from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
 from terminator_jax.ops import channel_major, coordinates
+from terminator_jax.ops.rematerialize import rematerialized
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -219,7 +220,7 @@ class Terminator(nnx.Module):
         kernels = self._slow_kernels()
         features: list[jax.Array] = []
         y = channel_major.enter(x)
-        run = nnx.remat(_run) if self.remat else _run
+        run = _run_again if self.remat else _run
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
             skips = [features[j] for j in earlier]
             y = run(block, y, skips, kernel, rngs)
@@ -302,3 +303,19 @@ def _run(
     rngs: nnx.Rngs | None,
 ) -> jax.Array:
     return block.channel_major(x, skips, kernels=kernels, rngs=rngs)
+
+
+def _run_again(
+    block: SFNEBlock,
+    x: jax.Array,
+    skips: list[jax.Array],
+    kernels: SlowKernels,
+    rngs: nnx.Rngs | None,
+) -> jax.Array:
+    """The same; gradients compute again what lies inside, all but the dropout."""
+    graph, variables = nnx.split(block)
+
+    def run(variables, x, skips, kernels):
+        return _run(nnx.merge(graph, variables), x, skips, kernels, None)
+
+    return block.dropped(rematerialized(run)(variables, x, skips, kernels), rngs)

@@ -13,6 +13,7 @@
 | `pooling` | `adaptive_average`: adaptive average pooling |
 | `channel_major` | the layout inside a block, and a pointwise layer in it |
 | `activation` | `gelu`, exact and cheap; `gated`, a product with a sigmoid |
+| `rematerialize`, `order` | gradients that compute again what they do not keep |
 | `standardize` | `batch_standardize`, `instance_standardize`, `group_standardize` |
 """
 

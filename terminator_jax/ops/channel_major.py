@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from terminator_jax.ops.order import after
 from terminator_jax.ops.partitioning import shared
 
 
@@ -135,15 +136,7 @@ def _product_backward(residuals, dy):
     kernel, x = residuals
     dkernel = _matmul(x, dy.T)
     # The map's gradient second, when nothing needs the map any more: often the largest there is.
-    return dkernel, _matmul(_after(dkernel, kernel), dy)
-
-
-def _after(first: jax.Array, x: jax.Array) -> jax.Array:
-    """`x`, but no sooner than `first`; infinities in that make it NaN.
-
-    What `jax.lax.optimization_barrier` says, and XLA drops on CPUs before it orders a program.
-    """
-    return x + 0 * first[(0,) * first.ndim].astype(x.dtype)
+    return dkernel, _matmul(after(dkernel, kernel), dy)
 
 
 product.defvjp(_product_forward, _product_backward)

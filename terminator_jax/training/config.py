@@ -53,7 +53,7 @@ def default_config() -> ConfigDict:
             eval_batch_size=64,
             parallel="pmap",  # or "jit": one program of the whole batch
             dtype="float32",  # of the computation: or "bfloat16"; "float64" with JAX_ENABLE_X64=1
-            remat=False,  # gradients compute again instead of keeping; XLA undoes it on CPUs
+            remat=False,  # gradients compute again what is inside a block: less memory, more time
             profile=False,  # writes a trace of a few steps into the workdir
             compilation_cache=True,  # keeps compiled programs in the user's cache directory
             log_every_steps=20,
