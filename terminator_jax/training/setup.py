@@ -90,6 +90,8 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     """
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
+        # The hundred small programs of the initial values too, which take seconds together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     mode = make_parallel(config, devices)
     task = make_task(config, mode.axis_name)
     train, test = (
