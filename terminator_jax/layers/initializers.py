@@ -24,6 +24,15 @@ def uniform(bound: float):
     return init
 
 
+def normal(deviation: float):
+    """Initializer: `N(0, deviation²)`."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return _part(_normal(key, deviation, _rounded(shape), dtype), shape)
+
+    return init
+
+
 def kaiming(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """`N(0, 2 / fan_in)` for a weight `(fan_in, fan_out)`."""
     return _part(_normal(key, math.sqrt(2 / shape[0]), _rounded(shape), dtype), shape)
