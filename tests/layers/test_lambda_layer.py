@@ -49,6 +49,22 @@ def test_golden(x64, file, method):
 
 
 @pytest.mark.parametrize("file", FILES)
+def test_running_statistics_follow_the_original(x64, file):
+    """From their beginning on; but variances are the biased ones, as Flax has them."""
+    golden = load(file)
+    layer = lambda_layer_from_torch(golden.param, param_dtype=jnp.float64)
+    for norm in (layer.norm_q, layer.norm_v):
+        norm.mean.set_value(0 * norm.mean[...])
+        norm.var.set_value(0 * norm.var[...] + 1)
+    layer(channels_last(golden.input["x"]))
+    found, count = lambda_layer_to_torch(layer), golden.input["x"][:, 0].size
+    for name in ("norm_q", "norm_v"):
+        assert relative(found[f"{name}.running_mean"], golden.param[f"{name}.running_mean"]) < 1e-9
+        var = 0.9 + (golden.param[f"{name}.running_var"] - 0.9) * (count - 1) / count
+        assert relative(found[f"{name}.running_var"], var) < 1e-9
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_sizes_are_worked_out(file):
     config = load(file).config
     layer = nnx.eval_shape(lambda: lambda_layer_from_torch(load(file).param))
