@@ -8,13 +8,16 @@ from flax import nnx
 def filled(make, *, seed=0, scale=0.5):
     """The module that `make` builds, its parameters normal with deviation `scale`.
 
-    Gabor weights come out small, too: phases of a few rad, as with ω0 = 1.
+    Gabor weights come out small, too: phases of a few rad, as with ω0 = 1. Running statistics are
+    those before the first step.
     """
     rng = np.random.default_rng(seed)
     model = nnx.eval_shape(make)
     for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         value = scale * rng.normal(size=variable.shape)
         variable.set_value(jnp.asarray(value, variable.dtype))
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
+        variable.set_value(jnp.full(variable.shape, path[-1] == "var", variable.dtype))
     return model
 
 

@@ -15,6 +15,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 | `BatchStandardization`, `InstanceStandardization` | by the batch's or a sample's statistics |
 | `GroupInstanceBatchStandardization` | each for every other group of channels |
 | `ChannelDropout` | drops channels alike on one device and on many |
+| `LambdaLayer` | global or local context as linear functions that queries are put through |
 | `pointwise` | the linear layer of mixers, bottlenecks and heads |
 | `SlowFast` | a network of your own that makes kernels, with a function that uses them |
 
@@ -24,6 +25,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 from terminator_jax.layers.dropout import ChannelDropout
 from terminator_jax.layers.hyperzzw import GlobalHyperZZW, LocalHyperZZW
 from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
+from terminator_jax.layers.lambda_layer import LambdaLayer
 from terminator_jax.layers.local import LocalBranch, LocalBranches
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
 from terminator_jax.layers.pointwise import pointwise
@@ -56,6 +58,7 @@ __all__ = [
     "HyperChannelInteraction",
     "HyperInteraction",
     "InstanceStandardization",
+    "LambdaLayer",
     "LocalBranch",
     "LocalBranches",
     "LocalHyperZZW",

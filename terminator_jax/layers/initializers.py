@@ -24,9 +24,19 @@ def uniform(bound: float):
     return init
 
 
+def normal(deviation: float):
+    """Initializer: `N(0, deviation²)`."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return _part(_normal(key, deviation, _rounded(shape), dtype), shape)
+
+    return init
+
+
 def kaiming(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """`N(0, 2 / fan_in)` for a weight `(fan_in, fan_out)`."""
-    return _part(_normal(key, math.sqrt(2 / shape[0]), _rounded(shape), dtype), shape)
+    """`N(0, 2 / fan_in)` for a weight `(inputs, outputs)` or `(*window, inputs, outputs)`."""
+    deviation = math.sqrt(2 / math.prod(shape[:-1]))
+    return _part(_normal(key, deviation, _rounded(shape), dtype), shape)
 
 
 def gabor_init(omega0: float):

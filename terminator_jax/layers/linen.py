@@ -15,8 +15,9 @@ Example:
   >>> net.apply(variables, x, rngs={"dropout": jax.random.key(1)}).shape
   (2, 8, 8, 12)
 
-The parameters are those of the NNX layer, `nnx.to_pure_dict(nnx.state(layer))`. `apply` takes
-exactly these: it raises ValueError where some are missing, left over or of another shape.
+The parameters are those of the NNX layer, `nnx.to_pure_dict(nnx.state(layer, nnx.Param))`, and
+running statistics lie in `batch_stats`, as Linen's own do. `apply` takes exactly these: it raises
+ValueError where some are missing, left over or of another shape.
 
 `pointwise` is an `nn.Dense`, and `SlowFast` joins Linen modules: there Linen's own checks hold.
 What is no layer, as `SlowWidths` or `BRANCHES`, comes from `terminator_jax.layers`.
@@ -48,6 +49,7 @@ __all__ = [
     "HyperChannelInteraction",
     "HyperInteraction",
     "InstanceStandardization",
+    "LambdaLayer",
     "LocalBranches",
     "LocalHyperZZW",
     "LocalSlowNet",
@@ -58,6 +60,10 @@ __all__ = [
     "SpatialSlowNet",
     "pointwise",
 ]
+
+
+# Linen's collections, and what NNX calls the variables in them.
+COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
 class Layer(nn.Module):
@@ -74,17 +80,29 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, *args, **kwargs):
         """As the NNX layer; where that takes `rngs`, it gets the key for `dropout`, if any."""
-        params = self.variables.get("params", {})
-        if self.is_initializing() and not params:
+        given = {name: self.variables.get(name, {}) for name in COLLECTIONS}
+        initializing = self.is_initializing() and not given["params"]
+        if initializing:
             layer = self._make(self.make_rng("params") if self.random else None)
-            for name, value in _nested(layer).items():
-                self.put_variable("params", name, value)
+            self._put(layer)
         else:
             layer = nnx.eval_shape(lambda: self._make(0))
-            _fill(layer, params, "/".join(self.path) or type(self).__name__)
+            for collection, values in given.items():
+                _fill(layer, collection, values, "/".join(self.path) or type(self).__name__)
         if "rngs" in inspect.signature(self.layer.__call__).parameters and self.has_rng("dropout"):
             kwargs["rngs"] = nnx.Rngs(dropout=self.make_rng("dropout"))
-        return layer(*args, **kwargs)
+        before = _nested(layer, "batch_stats")
+        out = layer(*args, **kwargs)
+        if not initializing and not _same(before, _nested(layer, "batch_stats")):
+            self._put(layer, "batch_stats")
+        return out
+
+    @nn.nowrap
+    def _put(self, layer: nnx.Module, *collections: str) -> None:
+        """Gives Linen the layer's variables, by default all."""
+        for collection in collections or COLLECTIONS:
+            for name, value in _nested(layer, collection).items():
+                self.put_variable(collection, name, value)
 
     @nn.nowrap
     def _make(self, key: Any) -> nnx.Module:
@@ -93,29 +111,37 @@ class Layer(nn.Module):
         return self.layer(**{name: getattr(self, name) for name in names}, **rngs)
 
 
-def _variables(layer: nnx.Module) -> dict[str, nnx.Variable]:
-    """The parameters by their paths, as in `rgu1/k/kernel`."""
-    flat = nnx.to_flat_state(nnx.state(layer, nnx.Param))
+def _variables(layer: nnx.Module, collection: str) -> dict[str, nnx.Variable]:
+    """The variables of a collection by their paths, as in `rgu1/k/kernel`."""
+    flat = nnx.to_flat_state(nnx.state(layer, COLLECTIONS[collection]))
     return {"/".join(map(str, path)): variable for path, variable in flat}
 
 
-def _nested(layer: nnx.Module) -> dict[str, Any]:
-    """The parameters' values as Linen keeps them."""
-    return unflatten_dict({k: v.get_value() for k, v in _variables(layer).items()}, sep="/")
+def _nested(layer: nnx.Module, collection: str) -> dict[str, Any]:
+    """Their values as Linen keeps them."""
+    flat = {k: v.get_value() for k, v in _variables(layer, collection).items()}
+    return unflatten_dict(flat, sep="/")
 
 
-def _fill(layer: nnx.Module, params: Mapping[str, Any], name: str) -> None:
-    """Gives a layer without values those of `params`, which must be just what it needs."""
-    wanted = _variables(layer)
-    found = {"/".join(map(str, path)): value for path, value in flatten_dict(params).items()}
+def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether these are the same arrays."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return all(a is b for a, b in pairs)
+
+
+def _fill(layer: nnx.Module, collection: str, given: Mapping[str, Any], name: str) -> None:
+    """Gives a layer without values those of a collection, which must be just what it needs."""
+    wanted = _variables(layer, collection)
+    found = {"/".join(map(str, path)): value for path, value in flatten_dict(given).items()}
+    what = {"params": "parameters"}.get(collection, collection)
     wrong = [f"{k} {v.shape} is missing" for k, v in wanted.items() if k not in found]
     for k, value in found.items():
         if k not in wanted:
-            wrong.append(f"{k} {jnp.shape(value)} is not one of its parameters")
+            wrong.append(f"{k} {jnp.shape(value)} is not one of its {what}")
         elif jnp.shape(value) != wanted[k].shape:
             wrong.append(f"{k} must be {wanted[k].shape}, got {jnp.shape(value)}")
     if wrong:
-        raise ValueError(f"wrong parameters for {name}: {'; '.join(wrong)}")
+        raise ValueError(f"wrong {what} for {name}: {'; '.join(wrong)}")
     for k, variable in wanted.items():
         variable.set_value(found[k])
 
@@ -165,6 +191,7 @@ GroupInstanceBatchStandardization = _module(layers.GroupInstanceBatchStandardiza
 HyperChannelInteraction = _module(layers.HyperChannelInteraction, _MAGNET)
 HyperInteraction = _module(layers.HyperInteraction, _MAGNET)
 InstanceStandardization = _module(layers.InstanceStandardization)
+LambdaLayer = _module(layers.LambdaLayer)
 LocalBranches = _module(layers.LocalBranches)
 LocalHyperZZW = _module(layers.LocalHyperZZW)
 LocalSlowNet = _module(layers.LocalSlowNet, _LOCAL)

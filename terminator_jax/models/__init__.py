@@ -1,5 +1,12 @@
 """Whole networks."""
 
+from terminator_jax.models.lambda_resnet import LambdaResNet, LambdaResNetConfig
 from terminator_jax.models.terminator import Intermediates, Terminator, TerminatorConfig
 
-__all__ = ["Intermediates", "Terminator", "TerminatorConfig"]
+__all__ = [
+    "Intermediates",
+    "LambdaResNet",
+    "LambdaResNetConfig",
+    "Terminator",
+    "TerminatorConfig",
+]

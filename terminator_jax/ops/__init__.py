@@ -5,6 +5,7 @@
 | `coordinates` | `grid`: the coordinates of a map's positions |
 | `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
 | `hyperzzw` | `dot`, `product`, `convolution`, `twice`: a hyper-kernel with activations |
+| `lambdas` | `apply_lambdas`: queries times content and position lambdas |
 | `convolution` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
 | `spectral`, `taps`, `dense`, `grouped`, `window` | the methods of `fft_conv`, what they compute |
 | `fourier`, `sharded_fft` | the transforms under the convolutions |
@@ -24,6 +25,7 @@ from terminator_jax.ops import (
     coordinates,
     fourier,
     hyperzzw,
+    lambdas,
     magnet,
     pooling,
     standardize,
@@ -31,6 +33,7 @@ from terminator_jax.ops import (
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.convolution import depthwise_correlate, fft_conv
 from terminator_jax.ops.coordinates import grid
+from terminator_jax.ops.lambdas import apply_lambdas
 from terminator_jax.ops.pooling import adaptive_average
 from terminator_jax.ops.standardize import (
     batch_standardize,
@@ -41,6 +44,7 @@ from terminator_jax.ops.standardize import (
 __all__ = [
     "activation",
     "adaptive_average",
+    "apply_lambdas",
     "batch_standardize",
     "channel_major",
     "convolution",
@@ -53,6 +57,7 @@ __all__ = [
     "group_standardize",
     "hyperzzw",
     "instance_standardize",
+    "lambdas",
     "magnet",
     "pooling",
     "standardize",

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from terminator_jax import losses
 from terminator_jax.data.errors import InputError
 from terminator_jax.layers.local import LocalBranch
-from terminator_jax.models import Terminator, TerminatorConfig
+from terminator_jax.models import LambdaResNet, LambdaResNetConfig, Terminator, TerminatorConfig
 
 Metrics = dict[str, jax.Array]
 
@@ -55,6 +55,16 @@ def terminator_loss(
     return logits, terms
 
 
+def smoothed_loss(
+    model: nnx.Module, pictures: jax.Array, labels: jax.Array, rngs: nnx.Rngs, config: ConfigDict
+) -> tuple[jax.Array, Metrics]:
+    """Label smoothing alone."""
+    del rngs  # nothing is dropped
+    logits = model(pictures)
+    smoothed = losses.label_smoothing(logits, labels, config.label_smoothing)
+    return logits, {"label_smoothing": smoothed}
+
+
 FAMILIES = {
     "terminator": Family(
         module=Terminator,
@@ -68,6 +78,21 @@ FAMILIES = {
         },
         loss=terminator_loss,
         convert={"branches": lambda rows: tuple(LocalBranch(*row) for row in rows)},
+    ),
+    "lambda_resnet": Family(
+        module=LambdaResNet,
+        variants={
+            "lambda26": LambdaResNetConfig.lambda26,
+            "lambda50": LambdaResNetConfig.lambda50,
+            "cifar": LambdaResNetConfig.cifar,
+            "mnist": LambdaResNetConfig.mnist,
+            "digits": LambdaResNetConfig.digits,
+            "plain_cifar": LambdaResNetConfig.plain_cifar,
+            "plain_mnist": LambdaResNetConfig.plain_mnist,
+            "plain_digits": LambdaResNetConfig.plain_digits,
+        },
+        loss=smoothed_loss,
+        convert={},
     ),
 }
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +41,9 @@ CASES = {
         (SIZE, CHANNELS), dict(channel_hidden=3, spatial_hidden=3, layers=1), [X, U],
     ),
     "InstanceStandardization": ((), {}, [X]),
+    "LambdaLayer": (
+        (CHANNELS, 8), dict(size=SIZE, heads=2, keys=3, use_running_average=True), [X],
+    ),
     "LocalBranches": ((BRANCHES, CHANNELS), NET, [dict(x=X, u=U)]),
     "LocalHyperZZW": ((3, CHANNELS), NET, [X, U]),
     "LocalSlowNet": ((3, CHANNELS), NET, [X]),
@@ -85,11 +89,18 @@ def pair(name):
     return layer, getattr(linen, name)(*args, **kwargs), inputs
 
 
-def plain(tree):
+def plain(tree, kind=nnx.Param):
     """The parameters of an NNX layer, or their gradients, as Linen has them."""
     if isinstance(tree, dict):
         return tree
-    return nnx.to_pure_dict(nnx.state(tree) if isinstance(tree, nnx.Module) else tree)
+    return nnx.to_pure_dict(nnx.state(tree, kind) if isinstance(tree, nnx.Module) else tree)
+
+
+def everything(layer):
+    """All the variables of an NNX layer, as Linen has them."""
+    kinds = dict(params=nnx.Param, batch_stats=nnx.BatchStat)
+    found = {name: plain(layer, kind) for name, kind in kinds.items()}
+    return {name: values for name, values in found.items() if values}
 
 
 def shapes(tree):
@@ -124,7 +135,8 @@ def test_layers_do_not_import_it(run_python):
 def test_computes_what_the_layer_computes(name):
     """Outputs, and gradients of parameters and inputs."""
     layer, module, inputs = pair(name)
-    graph, state = nnx.split(layer)
+    graph, state, other = nnx.split(layer, nnx.Param, ...)
+    rest = {name: values for name, values in everything(layer).items() if name != "params"}
 
     def run(function, params):
         def loss(params, inputs):
@@ -136,8 +148,8 @@ def test_computes_what_the_layer_computes(name):
 
     @jax.jit  # one program for both, which compiles what they share once
     def both(state):
-        found = run(lambda p, *args: module.apply({"params": p}, *args), plain(state))
-        return found, run(lambda s, *args: nnx.merge(graph, s)(*args), state)
+        found = run(lambda p, *args: module.apply({"params": p, **rest}, *args), plain(state))
+        return found, run(lambda s, *args: nnx.merge(graph, s, other, copy=True)(*args), state)
 
     found, expected = both(state)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -152,16 +164,14 @@ def test_computes_what_the_layer_computes(name):
 
 
 @pytest.mark.parametrize("name", [*CASES, *SPECIAL])
-def test_the_only_collection_is_params(name):
-    """And these are the NNX layer's, by name, shape and dtype."""
+def test_collections(name):
+    """The variables are the NNX layer's, by name, shape and dtype, and nothing comes along."""
     layer, module, inputs = pair(name)
-    variables = variables_of(module, *inputs)
-    assert set(variables) <= {"params"}
-    assert shapes(variables.get("params", {})) == shapes(plain(layer))
-    _, changed = jax.eval_shape(
-        lambda p: module.apply({"params": p}, *inputs, mutable=True), plain(layer)
-    )
-    assert set(changed) <= {"params"}
+    variables = everything(layer)
+    assert set(variables) <= ({"params", "batch_stats"} if name == "LambdaLayer" else {"params"})
+    assert shapes(variables_of(module, *inputs)) == shapes(variables)
+    _, changed = jax.eval_shape(lambda v: module.apply(v, *inputs, mutable=True), variables)
+    assert set(changed) <= set(variables)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -169,9 +179,10 @@ def test_defaults_are_the_layers(name):
     args, _, inputs = CASES[name]
     if name == "SFNEBlock":
         inputs = inputs[:1]
-    module = getattr(linen, name)(*args)
-    layer = nnx.eval_shape(lambda: nnx_layer(name, *args))
-    assert shapes(variables_of(module, *inputs).get("params", {})) == shapes(plain(layer))
+    needed = dict(size=SIZE) if name == "LambdaLayer" else {}
+    module = getattr(linen, name)(*args, **needed)
+    layer = nnx.eval_shape(lambda: nnx_layer(name, *args, **needed))
+    assert shapes(variables_of(module, *inputs)) == shapes(everything(layer))
     defaults = {f.name: f.default for f in dataclasses.fields(module)}
     signature = inspect.signature(getattr(layers, name).__init__)
     for field, parameter in signature.parameters.items():
@@ -204,6 +215,7 @@ def test_other_parameters_are_refused(name):
         def __call__(self, *inputs):
             return module.copy(name="inner")(*inputs)
 
+    rest = {name: {"inner": v} for name, v in everything(layer).items() if name != "params"}
     right = flatten_dict(plain(layer), sep="/")
     key = sorted(right)[-1]
     value = right[key]
@@ -220,9 +232,40 @@ def test_other_parameters_are_refused(name):
             pattern = "wrong parameters for inner: .*" + re.escape(message)
             with pytest.raises(ValueError, match=pattern):
                 jax.eval_shape(
-                    lambda p, m=mutable: Net().apply({"params": p}, *inputs, mutable=m), params
+                    lambda p, m=mutable: Net().apply({"params": p, **rest}, *inputs, mutable=m),
+                    params,
                 )
-    jax.eval_shape(Net().apply, {"params": {"inner": plain(layer)}}, *inputs)
+    jax.eval_shape(Net().apply, {"params": {"inner": plain(layer)}, **rest}, *inputs)
+
+
+def test_running_statistics():
+    """Training updates them where they may change; evaluation uses them; all must be given."""
+    layer, module, [x] = pair("LambdaLayer")
+    variables = everything(layer)
+    module = module.copy(use_running_average=False)
+    out, changed = jax.jit(lambda v: module.apply(v, x, mutable=["batch_stats"]))(variables)
+    assert relative(out, layer(x, use_running_average=False)) < 1e-5
+    now = dict(batch_stats=everything(layer)["batch_stats"])
+    assert jax.tree.structure(changed) == jax.tree.structure(now)
+    for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(now), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    trained = {**variables, **changed}
+    found, same = module.apply(trained, x, use_running_average=True, mutable=["batch_stats"])
+    assert relative(found, layer(x, use_running_average=True)) < 1e-5
+    jax.tree.map(np.testing.assert_array_equal, same, changed)
+    with pytest.raises(flax.errors.ModifyScopeVariableError, match="batch_stats"):
+        module.apply(trained, x)
+    message = r"wrong batch_stats for LambdaLayer: norm_q/mean \(6,\) is missing"
+    with pytest.raises(ValueError, match=message):
+        module.apply({"params": variables["params"]}, x)
+
+
+def test_running_statistics_begin_as_in_linen():
+    """`init` does not count the batch that it is given."""
+    module = linen.LambdaLayer(CHANNELS, 8, size=SIZE)
+    variables = jax.jit(module.init)(jax.random.key(0), X + 7)
+    for name, value in flatten_dict(variables["batch_stats"], sep="/").items():
+        np.testing.assert_array_equal(value, float("var" in name), err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["ChannelDropout", "SFNEBlock"])

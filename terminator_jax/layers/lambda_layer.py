@@ -1,0 +1,136 @@
+"""The lambda layer: a context turned into linear functions that queries are put through."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.batch_norm import batch_norm
+from terminator_jax.layers.initializers import normal, uniform
+from terminator_jax.ops.lambdas import METHODS, apply_lambdas
+from terminator_jax.ops.standardize import AxisName
+
+
+class LambdaLayer(nnx.Module):
+    """Interaction with a context without attention maps.
+
+    `y[n, head] = q[n, head] (λc + λp[n])`: the content lambda λc `(k, v)` is made from keys and
+    values of the whole map, the position lambda λp from the values and learned weights for their
+    relative positions. All heads share keys and values.
+
+    Example:
+      >>> x = jnp.ones((2, 8, 8, 12))
+      >>> LambdaLayer(12, 24, size=(8, 8), rngs=nnx.Rngs(0))(x).shape  # global
+      (2, 8, 8, 24)
+      >>> LambdaLayer(12, 24, window=(5, 5), rngs=nnx.Rngs(0))(x).shape  # local
+      (2, 8, 8, 24)
+
+    Queries and values are batch-normalized: with the batch's own statistics in training, and with
+    running ones after `eval()`, as `nnx.BatchNorm` does.
+
+    Args:
+      inputs: channels of the map.
+      outputs: channels of the result, a multiple of the heads.
+      size: for global contexts: positions of the map per axis, one or two of them. Every position
+        meets every other.
+      window: for local contexts: the odd number of positions met per axis; maps are of any size.
+      heads: queries of each position.
+      keys: k, channels of a key.
+      depth: u, the intra-depth: how many keys and values each position has.
+      method: how position lambdas are computed, one of `terminator_jax.ops.lambdas.METHODS`.
+      use_running_average: whether it begins in evaluation mode.
+      dtype: dtype of the computation; statistics and the softmax stay in float32 or wider.
+      param_dtype: dtype of the parameters.
+      axis_name: the mapped axis over which the batch is split, if any.
+      rngs: the source of the initial values.
+
+    Raises:
+      ValueError: for sizes that do not fit, or when called with a map that does not.
+
+    Source: Bello, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", 2021.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        size: tuple[int, ...] | None = None,
+        window: tuple[int, ...] | None = None,
+        heads: int = 4,
+        keys: int = 16,
+        depth: int = 1,
+        method: str = "auto",
+        use_running_average: bool = False,
+        dtype=None,
+        param_dtype=jnp.float32,
+        axis_name: AxisName = None,
+        rngs: nnx.Rngs,
+    ):
+        _check(outputs, size, window, heads, method)
+        self.size = None if size is None else tuple(size)
+        self.inputs, self.heads, self.keys, self.depth = inputs, heads, keys, depth
+        self.method = method
+        reach = tuple(2 * n - 1 for n in size) if window is None else tuple(window)
+        values = depth * (outputs // heads)
+
+        def linear(features):
+            return nnx.Linear(
+                inputs, features, use_bias=False, kernel_init=normal(1 / math.sqrt(inputs)),
+                dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+            )  # fmt: skip
+
+        def norm(features):
+            return batch_norm(
+                features, use_running_average=use_running_average, axis_name=axis_name,
+                dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+            )  # fmt: skip
+
+        self.to_q, self.to_k, self.to_v = map(linear, (heads * keys, depth * keys, values))
+        self.norm_q, self.norm_v = norm(heads * keys), norm(values)
+        # As in the sources: a table of embeddings, or a convolution with a bias.
+        scale = uniform(1 / math.sqrt(depth * math.prod(reach))) if window else normal(1.0)
+        self.table = nnx.Param(scale(rngs.params(), (*reach, keys, depth), param_dtype))
+        self.bias = nnx.Param(jnp.zeros(keys, param_dtype)) if window else None
+
+    def __call__(self, x: jax.Array, *, use_running_average: bool | None = None) -> jax.Array:
+        """`(batch, *spatial, inputs)` to `(batch, *spatial, outputs)`.
+
+        `use_running_average` overrides the mode that `train()` and `eval()` set.
+        """
+        self._check_map(x)
+
+        def parts(y, number):
+            return y.reshape(*x.shape[:-1], number, -1)
+
+        average = dict(use_running_average=use_running_average)
+        queries = parts(self.norm_q(self.to_q(x), **average), self.heads)
+        values = parts(self.norm_v(self.to_v(x), **average), self.depth)
+        keys = parts(self.to_k(x), self.depth)
+        bias = None if self.bias is None else self.bias[...]
+        y = apply_lambdas(queries, keys, values, self.table[...], bias, method=self.method)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def _check_map(self, x: jax.Array) -> None:
+        axes = self.table.ndim - 2
+        if (
+            x.ndim != axes + 2
+            or x.shape[-1] != self.inputs
+            or self.size not in (None, x.shape[1:-1])
+        ):
+            spatial = f"{axes} spatial axes" if self.size is None else f"*{self.size}"
+            raise ValueError(f"expected (batch, {spatial}, {self.inputs}), got {x.shape}")
+
+
+def _check(outputs, size, window, heads, method) -> None:
+    if (size is None) == (window is None):
+        raise ValueError(f"expected either size or window, got {size} and {window}")
+    if len(size or window) not in (1, 2):
+        raise ValueError(f"expected 1 or 2 axes, got {size or window}")
+    if window and any(n % 2 == 0 for n in window):
+        raise ValueError(f"the window must be odd on every axis, got {tuple(window)}")
+    if outputs % heads:
+        raise ValueError(f"{outputs} channels do not divide into {heads} heads")
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not one of {METHODS}")
