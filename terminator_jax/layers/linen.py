@@ -48,6 +48,7 @@ __all__ = [
     "HyperChannelInteraction",
     "HyperInteraction",
     "InstanceStandardization",
+    "LocalAttention2D",
     "LocalBranches",
     "LocalHyperZZW",
     "LocalSlowNet",
@@ -165,6 +166,7 @@ GroupInstanceBatchStandardization = _module(layers.GroupInstanceBatchStandardiza
 HyperChannelInteraction = _module(layers.HyperChannelInteraction, _MAGNET)
 HyperInteraction = _module(layers.HyperInteraction, _MAGNET)
 InstanceStandardization = _module(layers.InstanceStandardization)
+LocalAttention2D = _module(layers.LocalAttention2D)
 LocalBranches = _module(layers.LocalBranches)
 LocalHyperZZW = _module(layers.LocalHyperZZW)
 LocalSlowNet = _module(layers.LocalSlowNet, _LOCAL)

@@ -10,6 +10,7 @@
 | `fourier`, `sharded_fft` | the transforms under the convolutions |
 | `fastest`, `measured` | which method of convolution `auto` takes, and the measurements |
 | `partitioning` | functions that devices share without gathering |
+| `attention` | `local_attention`: every position with those around it; `rotary` |
 | `pooling` | `adaptive_average`: adaptive average pooling |
 | `channel_major` | the layout inside a block, and a pointwise layer in it |
 | `activation` | `gelu`, exact and cheap |
@@ -18,6 +19,7 @@
 
 from terminator_jax.ops import (
     activation,
+    attention,
     channel_major,
     convolution,
     coordinates,
@@ -28,6 +30,7 @@ from terminator_jax.ops import (
     standardize,
 )
 from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.attention import local_attention, rotary
 from terminator_jax.ops.convolution import depthwise_correlate, fft_conv
 from terminator_jax.ops.coordinates import grid
 from terminator_jax.ops.pooling import adaptive_average
@@ -40,6 +43,7 @@ from terminator_jax.ops.standardize import (
 __all__ = [
     "activation",
     "adaptive_average",
+    "attention",
     "batch_standardize",
     "channel_major",
     "convolution",
@@ -52,7 +56,9 @@ __all__ = [
     "group_standardize",
     "hyperzzw",
     "instance_standardize",
+    "local_attention",
     "magnet",
     "pooling",
+    "rotary",
     "standardize",
 ]
