@@ -32,13 +32,16 @@ def main(arguments: Sequence[str]) -> int:
     from terminator_jax.training import evaluation
 
     wanted = None if flags.step == "best" else int(flags.step)
-    step, scores = evaluation.evaluate_checkpoint(
+    step, scores, counted, baselines = evaluation.evaluate_checkpoint(
         flags.workdir, wanted, overrides, flags.size or None
     )
     print(
         f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
-        f"{scores['count']:.0f} pictures"
+        f"{scores['count']:.0f} {counted}"
     )
+    if baselines:
+        named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
+        print(f"loss without a model: {named}")
     return 0
 
 

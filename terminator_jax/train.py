@@ -51,7 +51,7 @@ def _report(outcome, workdir: Path) -> None:
     state = "was done already" if outcome.was_done else "done"
     print(
         f"{state}: {outcome.total} steps; best eval accuracy {outcome.best['accuracy']:.4f} "
-        f"at step {outcome.best_step}"
+        f"(loss {outcome.best['loss']:.4f}) at step {outcome.best_step}"
     )
     print(f"checkpoints: {workdir / 'checkpoints'}   logs: {workdir / 'log.jsonl'}")
 

@@ -1,7 +1,8 @@
-"""Batches of pictures for training and for evaluation, as grain pipelines.
+"""Batches of pictures, or of other examples, for training and for evaluation: grain pipelines.
 
-A batch is a dict of `image` (uint8, `(batch, height, width, channels)`), `label` (int32,
-`(batch,)`) and `mask` (bool, `(batch,)`), False for the padding of the last evaluation batch.
+A batch is what the examples' `read` gives, for pictures a dict of `image` (uint8, `(batch, height,
+width, channels)`) and `label` (int32, `(batch,)`), with a `mask` (bool, `(batch,)`), False for the
+padding of the last evaluation batch.
 
 Everything is a function of (seed, number of the batch): the order of the pictures, new in every
 epoch, and what the augmentation draws. The processes of a run therefore see the parts of the same
@@ -10,18 +11,28 @@ global batches as a single process would, and an iterator's state is one number.
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import grain
 import numpy as np
 
 from terminator_jax.data.augment import ALONE, Batch, Process
-from terminator_jax.data.sources import Pictures, Split
 
 PREFETCH = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
+class Examples(Protocol):
+    """What batches are made of: `sources.Pictures`, `sources.Split` or `text.Text`."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """The examples at `indices`, `(n,)`: arrays of n entries by name."""
+        ...
+
+
 def train_batches(
-    pictures: Pictures | Split,
+    pictures: Examples,
     batch_size: int,
     *,
     seed: int,
@@ -55,7 +66,7 @@ def train_batches(
 
 
 def eval_batches(
-    pictures: Pictures | Split, batch_size: int, *, process: Process = ALONE
+    pictures: Examples, batch_size: int, *, process: Process = ALONE
 ) -> Iterator[Batch]:
     """Every picture once and in order, in batches of one size.
 
@@ -78,7 +89,7 @@ def eval_batches(
     return iter(starts.map(read).to_iter_dataset(PREFETCH))
 
 
-def _read(pictures: Pictures | Split, process: Process, indices: np.ndarray) -> Batch:
+def _read(pictures: Examples, process: Process, indices: np.ndarray) -> Batch:
     """This process's rows of the global batch that holds the pictures at `indices`."""
     batch = pictures.read(indices[process.rows(len(indices))])
-    return {**batch, "mask": np.ones(len(batch["label"]), bool)}
+    return {**batch, "mask": np.ones(len(next(iter(batch.values()))), bool)}

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,22 +136,40 @@ def open_split(
         >>> len(split), split.shape, split.num_classes
         (360, (8, 8, 1), 10)
     """
-    builder = _builder(dataset, data_dir)
+    return _open(prepared(dataset, data_dir=data_dir, download=download), split, resize)
+
+
+def prepared(
+    dataset: str,
+    *,
+    data_dir: str = "",
+    download: bool = False,
+    bundled: Iterable[str] = BUNDLED,
+) -> tfds.core.DatasetBuilder:
+    """The builder of a data set that can be read; arguments and errors as of `open_split`.
+
+    Args:
+        dataset: as of `open_split`.
+        data_dir: as of `open_split`.
+        download: as of `open_split`.
+        bundled: names that the error for an unknown one proposes.
+    """
+    builder = _builder(dataset, data_dir, bundled)
     if not builder.is_prepared():
         if not download:
             raise InputError(_not_prepared(builder))
         _download(builder)
-    return _open(builder, split, resize)
+    return builder
 
 
-def _builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _builder(dataset: str, data_dir: str, bundled: Iterable[str]) -> tfds.core.DatasetBuilder:
     if dataset in BUNDLED:
         return BUNDLED[dataset]()
     try:
         return tfds.builder(dataset, data_dir=data_dir or None, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError as error:
         raise InputError(
-            f"there is no data set {dataset!r}: take a bundled one ({', '.join(BUNDLED)}) or a "
+            f"there is no data set {dataset!r}: take a bundled one ({', '.join(bundled)}) or a "
             "name of https://www.tensorflow.org/datasets/catalog/overview"
         ) from error
     except (ValueError, AssertionError) as error:  # a version or a configuration it does not have
@@ -181,6 +199,17 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int) -> Split:
             f"{builder.name} is no set of labelled pictures: it has {', '.join(features)}, and an "
             "'image' and a class 'label' are needed"
         )
+    source = random_access(builder, split)
+    shape = (resize, resize, image.shape[-1]) if resize else tuple(image.shape)
+    if None in shape:
+        raise InputError(
+            f"the pictures of {builder.name} have different sizes: set --config.data.resize"
+        )
+    return Split(source, name, shape, label.num_classes, resize)
+
+
+def random_access(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+    """TFDS's random access to the examples of a split; raises InputError if it has none."""
     try:
         count = builder.info.splits[split].num_examples
         source = builder.as_data_source(split=split) if count else None
@@ -196,13 +225,8 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int) -> Split:
             "file_format='array_record'"
         ) from error
     if count == 0:
-        raise InputError(f"{name} is empty: choose a larger part")
-    shape = (resize, resize, image.shape[-1]) if resize else tuple(image.shape)
-    if None in shape:
-        raise InputError(
-            f"the pictures of {builder.name} have different sizes: set --config.data.resize"
-        )
-    return Split(source, name, shape, label.num_classes, resize)
+        raise InputError(f"{builder.name} {split} is empty: choose a larger part")
+    return source
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:

@@ -12,6 +12,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 | `HyperChannelInteraction`, `HyperInteraction` | gates from the means of a map |
 | `LocalBranch`, `LocalBranches` | local HyperZZW with what follows it in a block |
 | `SFNEBlock`, `SlowWidths`, `BRANCHES` | the slow-fast neural encoding block and its defaults |
+| `LocalAttention2D` | every position attends to those around it, or to all |
 | `BatchStandardization`, `InstanceStandardization` | by the batch's or a sample's statistics |
 | `GroupInstanceBatchStandardization` | each for every other group of channels |
 | `ChannelDropout` | drops channels alike on one device and on many |
@@ -22,6 +23,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 `terminator_jax.layers.linen` has the same for models in Flax Linen.
 """
 
+from terminator_jax.layers.attention import LocalAttention2D
 from terminator_jax.layers.dropout import ChannelDropout
 from terminator_jax.layers.hyperzzw import GlobalHyperZZW, LocalHyperZZW
 from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
@@ -59,6 +61,7 @@ __all__ = [
     "HyperInteraction",
     "InstanceStandardization",
     "LambdaLayer",
+    "LocalAttention2D",
     "LocalBranch",
     "LocalBranches",
     "LocalHyperZZW",

@@ -50,6 +50,7 @@ __all__ = [
     "HyperInteraction",
     "InstanceStandardization",
     "LambdaLayer",
+    "LocalAttention2D",
     "LocalBranches",
     "LocalHyperZZW",
     "LocalSlowNet",
@@ -192,6 +193,7 @@ HyperChannelInteraction = _module(layers.HyperChannelInteraction, _MAGNET)
 HyperInteraction = _module(layers.HyperInteraction, _MAGNET)
 InstanceStandardization = _module(layers.InstanceStandardization)
 LambdaLayer = _module(layers.LambdaLayer)
+LocalAttention2D = _module(layers.LocalAttention2D)
 LocalBranches = _module(layers.LocalBranches)
 LocalHyperZZW = _module(layers.LocalHyperZZW)
 LocalSlowNet = _module(layers.LocalSlowNet, _LOCAL)

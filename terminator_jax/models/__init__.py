@@ -1,12 +1,20 @@
 """Whole networks."""
 
 from terminator_jax.models.lambda_resnet import LambdaResNet, LambdaResNetConfig
+from terminator_jax.models.nonlinear_transformer import (
+    NonLinearBlock,
+    NonLinearTransformer,
+    NonLinearTransformerConfig,
+)
 from terminator_jax.models.terminator import Intermediates, Terminator, TerminatorConfig
 
 __all__ = [
     "Intermediates",
     "LambdaResNet",
     "LambdaResNetConfig",
+    "NonLinearBlock",
+    "NonLinearTransformer",
+    "NonLinearTransformerConfig",
     "Terminator",
     "TerminatorConfig",
 ]

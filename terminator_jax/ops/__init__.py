@@ -11,6 +11,7 @@
 | `fourier`, `sharded_fft` | the transforms under the convolutions |
 | `fastest`, `measured` | which method of convolution `auto` takes, and the measurements |
 | `partitioning` | functions that devices share without gathering |
+| `attention` | `local_attention`: every position with those around it; `rotary` |
 | `pooling` | `adaptive_average`: adaptive average pooling |
 | `channel_major` | the layout inside a block, and a pointwise layer in it |
 | `activation` | `gelu`, exact and cheap; `gated`, a product with a sigmoid |
@@ -20,6 +21,7 @@
 
 from terminator_jax.ops import (
     activation,
+    attention,
     channel_major,
     convolution,
     coordinates,
@@ -31,6 +33,7 @@ from terminator_jax.ops import (
     standardize,
 )
 from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.attention import local_attention, rotary
 from terminator_jax.ops.convolution import depthwise_correlate, fft_conv
 from terminator_jax.ops.coordinates import grid
 from terminator_jax.ops.lambdas import apply_lambdas
@@ -45,6 +48,7 @@ __all__ = [
     "activation",
     "adaptive_average",
     "apply_lambdas",
+    "attention",
     "batch_standardize",
     "channel_major",
     "convolution",
@@ -58,7 +62,9 @@ __all__ = [
     "hyperzzw",
     "instance_standardize",
     "lambdas",
+    "local_attention",
     "magnet",
     "pooling",
+    "rotary",
     "standardize",
 ]

@@ -6,6 +6,7 @@
 A checkpoint gets its name only when it is whole, so that one cut off in the writing is never read.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from terminator_jax.training import config as configs
 from terminator_jax.training.state import TrainState
 
 
-def _accuracy(metrics: dict[str, float]) -> float:
+def accuracy(metrics: dict[str, float]) -> float:
+    """By which pictures' checkpoints are compared."""
     return metrics["accuracy"]
 
 
@@ -29,13 +31,20 @@ class Checkpoints:
     Args:
         workdir: the directory of the run.
         read_only: nothing is to be written or removed.
+        quality: of what an evaluation gave, the number that is largest for the best checkpoint.
     """
 
-    def __init__(self, workdir: Path, *, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        read_only: bool = False,
+        quality: Callable[[dict[str, float]], float] = accuracy,
+    ):
         self.directory = workdir.resolve() / "checkpoints"
-        best = BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
+        best = BestN(get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            best_fn=_accuracy,
+            best_fn=quality,
             preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
             create=not read_only,
             read_only=read_only,
@@ -53,7 +62,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step of the most accurate checkpoint; the last of equals; None before any."""
+        """The step of the best checkpoint; the last of equals; None before any."""
         return self._manager.best_step()
 
     @property
@@ -74,7 +83,7 @@ class Checkpoints:
             step: its name.
             state: arrays over the devices of all processes, see `Parallel.whole`.
             batches: the position of the training batches, `get_state()` of their iterator.
-            scores: what an evaluation gave, with `accuracy`; None in the middle of an epoch.
+            scores: what an evaluation gave; None in the middle of an epoch.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), batches=ocp.args.JsonSave(batches)

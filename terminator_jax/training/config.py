@@ -78,6 +78,9 @@ def default_config() -> ConfigDict:
                 flip=False,
                 sequence=False,  # pictures as sequences of pixels, row after row
                 permutation=(),  # order of a sequence's pixels, () for their own
+                grid=(16, 16),  # of texts: rows and columns of bytes
+                hidden=0.5,  # share of a text's bytes that evaluation hides
+                hidden_seed=0,  # which bytes these are
             ),
             loss=dict(
                 label_smoothing=0.09,
@@ -146,6 +149,12 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: sorted(value) == list(range(len(value))),
         "empty or every number from 0 on once",
     ),
+    "data.grid": (
+        lambda value: len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value),
+        "two numbers greater than 0",
+    ),
+    "data.hidden": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "data.hidden_seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "loss.label_smoothing": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "loss.slow_neural": _not_negative,
     "loss.l2": _not_negative,

@@ -4,33 +4,50 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from terminator_jax.data import pipeline, sources
+from terminator_jax.data import pipeline
 from terminator_jax.data.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training.checkpoint import Checkpoints, read_config
+from terminator_jax.training.examples import EXAMPLES, open_pictures
 from terminator_jax.training.metrics import Scalars, totals
 from terminator_jax.training.parallel import own_process
-from terminator_jax.training.setup import Run, make_run, open_split
+from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import TrainState, pack, split
 from terminator_jax.training.step import make_eval_step
+from terminator_jax.training.task import Task, make_task
 
 # What a checkpoint cannot be evaluated with unless it was trained with it.
 FIXED = ("model.", "optimizer.")
 
 
-def make_evaluate(
-    run: Run, pictures: sources.Split | sources.Pictures
-) -> Callable[[TrainState], Scalars]:
+class Evaluation(NamedTuple):
+    """What an evaluation of a checkpoint found.
+
+    Attributes:
+        step: of the checkpoint.
+        scores: what `make_evaluate` gives.
+        counted: what `scores["count"]` counts.
+        baselines: losses by name that need no model.
+    """
+
+    step: int
+    scores: Scalars
+    counted: str
+    baselines: Scalars
+
+
+def make_evaluate(run: Run, examples: pipeline.Examples) -> Callable[[TrainState], Scalars]:
     """A function of the state to `loss` (cross-entropy), `accuracy` and `count`.
 
-    Every picture counts once. Batches are in order and of one size, because a prediction depends on
+    Every example counts once. Batches are in order and of one size, because a prediction depends on
     its batch: another `config.eval_batch_size` gives slightly different numbers.
     """
     eval_step = run.mode.compile(make_eval_step(run.task, run.structure))
 
     def evaluate(state: TrainState) -> Scalars:
-        batches = pipeline.eval_batches(pictures, run.config.eval_batch_size, process=own_process())
+        batches = pipeline.eval_batches(examples, run.config.eval_batch_size, process=own_process())
         return totals(eval_step(state, run.mode.place(batch)) for batch in batches)
 
     return evaluate
@@ -41,7 +58,7 @@ def evaluate_checkpoint(
     step: int | None = None,
     overrides: Sequence[str] = (),
     size: int | None = None,
-) -> tuple[int, Scalars]:
+) -> Evaluation:
     """Evaluates a checkpoint with the configuration that is kept beside it.
 
     Args:
@@ -49,9 +66,6 @@ def evaluate_checkpoint(
         step: which checkpoint; None for the best.
         overrides: flags such as `--config.data.eval_split=train`.
         size: pixels per side of pictures and model, if not those that it was trained with.
-
-    Returns:
-        The step and what `make_evaluate` gives.
 
     Raises:
         InputError: if there is no such run or checkpoint, or a flag is wrong.
@@ -61,16 +75,15 @@ def evaluate_checkpoint(
     for difference in configs.differences(kept, config):
         if difference.startswith(FIXED):
             raise InputError(f"the checkpoints were made with another config.{difference}")
-    if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no checkpoints yet")
-    checkpoints = Checkpoints(workdir, read_only=True)
-    chosen = _choose(checkpoints, workdir, step)
+    checkpoints, chosen = open_checkpoint(workdir, step, make_task(config))
     run = make_run(config)
     state, _ = checkpoints.restore(chosen, run.like, run.mode.replicated)
     state = run.packed(state)
     if size is not None:
         run, state = _resized(run, state, size)
-    return chosen, make_evaluate(run, run.read(run.eval))(state)
+    scores = make_evaluate(run, run.read(run.eval))(state)
+    baselines = run.source.baselines(run.config, run.train, run.eval)
+    return Evaluation(chosen, scores, run.source.counted, baselines)
 
 
 def _resized(run: Run, state: TrainState, size: int) -> tuple[Run, TrainState]:
@@ -84,9 +97,22 @@ def _resized(run: Run, state: TrainState, size: int) -> tuple[Run, TrainState]:
     task = dataclasses.replace(run.task, model_config=model.config)
     config = run.config.copy_and_resolve_references()
     config.data.resize = size
-    pictures = open_split(config, config.data.eval_split)
+    pictures = open_pictures(config, config.data.eval_split)
     run = run._replace(config=config, task=task, structure=structure, eval=pictures)
     return run, state._replace(params=pack(params), other=other)
+
+
+def open_checkpoint(workdir: Path, step: int | None, task: Task) -> tuple[Checkpoints, int]:
+    """The checkpoints of a run and which of them is meant; None for the best.
+
+    Raises:
+        InputError: if there is no such checkpoint.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} holds no checkpoints yet")
+    quality = EXAMPLES[task.family.kind].quality
+    checkpoints = Checkpoints(workdir, read_only=True, quality=quality)
+    return checkpoints, _choose(checkpoints, workdir, step)
 
 
 def _choose(checkpoints: Checkpoints, workdir: Path, step: int | None) -> int:

@@ -27,11 +27,20 @@ class Logs:
         total: the last step of the run.
         steps_per_epoch: steps in an epoch.
         enabled: whether this process writes; only one of several does.
+        noun: what a step's examples are called.
     """
 
     def __init__(
-        self, workdir: Path, *, step: int, total: int, steps_per_epoch: int, enabled: bool = True
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        total: int,
+        steps_per_epoch: int,
+        enabled: bool = True,
+        noun: str = "images",
     ):
+        self._noun = noun
         self._enabled, self._steps_per_epoch, self._total = enabled, steps_per_epoch, total
         self._bar = None
         if not enabled:
@@ -75,9 +84,9 @@ class Logs:
         """Writes what the training steps since the last call gave."""
         self._write("train", step, means)
         if self._bar:
-            shown = "loss {loss:.4f}  accuracy {accuracy:.4f}  {images_per_second:.0f} images/s"
+            shown = "loss {loss:.4f}  accuracy {accuracy:.4f}  ".format(**means)
             self._bar.set_description_str(f"epoch {self._epoch(step)}", refresh=False)
-            self._bar.set_postfix_str(shown.format(**means))
+            self._bar.set_postfix_str(shown + self._speed(means))
 
     def evaluation(self, step: int, scores: Scalars, means: Scalars) -> None:
         """Writes what an evaluation gave, and prints the epoch's line."""
@@ -86,8 +95,11 @@ class Logs:
         self.say(
             f"epoch {self._epoch(step)}/{epochs}  train loss {means['loss']:.4f}  "
             f"eval loss {scores['loss']:.4f}  eval accuracy {scores['accuracy']:.4f}  "
-            f"{means['images_per_second']:.0f} images/s"
+            + self._speed(means)
         )
+
+    def _speed(self, means: Scalars) -> str:
+        return f"{means[f'{self._noun}_per_second']:.0f} {self._noun}/s"
 
     def _epoch(self, step: int) -> int:
         """The epoch, from 1, that this step (from 1) belongs to."""

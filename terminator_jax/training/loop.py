@@ -13,7 +13,7 @@ from typing import NamedTuple
 import grain
 import jax
 
-from terminator_jax.data import augment, pipeline
+from terminator_jax.data import pipeline
 from terminator_jax.data.errors import InputError
 from terminator_jax.training.checkpoint import (
     Checkpoints,
@@ -65,11 +65,11 @@ def train(config: ConfigDict, workdir: Path) -> Outcome:
     check_workdir(workdir, config)
     run = make_run(config)
     was_done = latest_step(workdir) == run.total
-    pictures = None if was_done else (run.read(run.train), run.read(run.eval))
+    examples = None if was_done else (run.read(run.train), run.read(run.eval))
     write_config(workdir, config)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, quality=run.source.quality)
     try:
-        step = run.total if was_done else _train(run, workdir, checkpoints, *pictures)
+        step = run.total if was_done else _train(run, workdir, checkpoints, *examples)
         best = checkpoints.best
         return Outcome(
             step, run.total, was_done, best, {} if best is None else checkpoints.metrics(best)
@@ -78,19 +78,14 @@ def train(config: ConfigDict, workdir: Path) -> Outcome:
         checkpoints.close()
 
 
-def train_batches(run: Run, pictures: pipeline.Pictures | pipeline.Split) -> grain.DatasetIterator:
+def train_batches(run: Run, examples: pipeline.Examples) -> grain.DatasetIterator:
     """The training batches of this process, augmented as the configuration says."""
-    data, process = run.config.data, own_process()
-    augmentations = []
-    if data.padding:
-        augmentations.append(augment.RandomCrop(data.padding, data.padding_mode, process))
-    if data.flip:
-        augmentations.append(augment.RandomFlip(process))
+    process = own_process()
     return pipeline.train_batches(
-        pictures,
+        examples,
         run.config.batch_size,
         seed=run.config.seed,
-        augmentations=augmentations,
+        augmentations=run.source.augmentations(run.config, examples, process),
         process=process,
     )
 
@@ -99,11 +94,11 @@ def _train(
     run: Run,
     workdir: Path,
     checkpoints: Checkpoints,
-    train_pictures: pipeline.Pictures | pipeline.Split,
-    eval_pictures: pipeline.Pictures | pipeline.Split,
+    train_examples: pipeline.Examples,
+    eval_examples: pipeline.Examples,
 ) -> int:
     """Trains from the last checkpoint or from the start; returns the step at which it stopped."""
-    batches, start = train_batches(run, train_pictures), checkpoints.latest
+    batches, start = train_batches(run, train_examples), checkpoints.latest
     if start is None:
         state, start = run.new_state(), 0
     else:
@@ -112,19 +107,24 @@ def _train(
         batches.set_state(position)
     first = jax.process_index() == 0
     logs = Logs(
-        workdir, step=start, total=run.total, steps_per_epoch=run.steps_per_epoch, enabled=first
-    )
+        workdir, step=start, total=run.total, steps_per_epoch=run.steps_per_epoch, enabled=first,
+        noun=run.source.logged,
+    )  # fmt: skip
     trace = Trace(workdir, enabled=first and run.config.profile)
     with logs, trace, Interrupt() as interrupt:
         logs.say(_opening(run, start))
-        evaluate = make_evaluate(run, eval_pictures)
+        baselines = run.source.baselines(run.config, train_examples, eval_examples)
+        if baselines:
+            named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
+            logs.say(f"eval loss without a model: {named}")
+        evaluate = make_evaluate(run, eval_examples)
         return _steps(run, state, start, batches, evaluate, checkpoints, logs, interrupt, trace)
 
 
 def _opening(run: Run, start: int) -> str:
     count, kind = jax.device_count(), jax.devices()[0].device_kind
     return (
-        f"{run.train.name}: {len(run.train):,} pictures, {run.config.epochs} epochs of "
+        f"{run.train.name}: {len(run.train):,} {run.source.noun}, {run.config.epochs} epochs of "
         f"{run.steps_per_epoch} steps; {run.config.model.name} {run.config.model.variant}: "
         f"{run.num_parameters:,} parameters; {count} × {kind}, {run.config.parallel}; "
         + (f"going on from step {start}" if start else "compiling takes a while")
@@ -147,7 +147,7 @@ def _steps(
     train_step = run.mode.compile(
         make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
     )
-    meter = Meter(config.batch_size)
+    meter = Meter(config.batch_size, run.source.logged)
     while step < run.total:
         state, metrics = train_step(state, run.mode.place(next(batches)))
         step += 1

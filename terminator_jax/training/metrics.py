@@ -13,7 +13,8 @@ class Meter:
     """Means of what training steps give, and how fast they go.
 
     Args:
-        batch_size: pictures in a step.
+        batch_size: pictures, or other examples, in a step.
+        noun: what they are called in the names of their speed.
 
     Example:
         >>> meter = Meter(batch_size=32)
@@ -23,8 +24,8 @@ class Meter:
         (2.0, 2.0)
     """
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
+    def __init__(self, batch_size: int, noun: str = "images"):
+        self._batch_size, self._speed = batch_size, f"{noun}_per_second"
         self._waiting: list[dict[str, jax.Array]] = []
         self._epoch: list[tuple[int, int, float, Scalars]] = []
         self.restart()
@@ -38,7 +39,7 @@ class Meter:
         self._untimed, self._since = len(self._waiting), time.perf_counter()
 
     def read(self) -> Scalars:
-        """Means since the last call and `images_per_second`, 0 if no step was timed.
+        """Means since the last call and `images_per_second` or the like, 0 if no step was timed.
 
         Waits for the steps.
         """
@@ -48,7 +49,7 @@ class Meter:
         self._epoch.append((len(steps), timed, seconds, means))
         self._waiting = []
         self.restart()
-        return {**means, "images_per_second": timed * self._batch_size / seconds}
+        return {**means, self._speed: timed * self._batch_size / seconds}
 
     def read_epoch(self) -> Scalars:
         """The same over all that was read since the last call of this function."""
@@ -58,7 +59,7 @@ class Meter:
             name: float(np.average([part[name] for part in means], weights=counts))
             for name in means[0]
         }
-        return {**average, "images_per_second": sum(timed) * self._batch_size / sum(seconds)}
+        return {**average, self._speed: sum(timed) * self._batch_size / sum(seconds)}
 
 
 def totals(sums: Iterable[dict[str, jax.Array]]) -> Scalars:

@@ -9,13 +9,14 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from terminator_jax.data import sources
 from terminator_jax.data.cache import user_cache
 from terminator_jax.data.errors import InputError
+from terminator_jax.data.pipeline import Examples
+from terminator_jax.training.examples import EXAMPLES, Source
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import Parallel, make_parallel
 from terminator_jax.training.state import Structure, TrainState, new_state, pack, split
-from terminator_jax.training.task import Task, check_data, make_task
+from terminator_jax.training.task import Task, make_task
 
 
 class Run(NamedTuple):
@@ -25,8 +26,8 @@ class Run(NamedTuple):
         config: the configuration.
         mode: the devices.
         task: the model and its loss.
-        train: the pictures to train on.
-        eval: the pictures to evaluate on.
+        train: the pictures, or other examples, to train on.
+        eval: those to evaluate on.
         structure: the model but for its numbers.
         solver: the optimizer.
         schedule: its learning rate as a function of the step.
@@ -36,12 +37,17 @@ class Run(NamedTuple):
     config: ConfigDict
     mode: Parallel
     task: Task
-    train: sources.Split
-    eval: sources.Split
+    train: Examples
+    eval: Examples
     structure: Structure
     solver: optax.GradientTransformation
     schedule: optax.Schedule
     like: TrainState
+
+    @property
+    def source(self) -> Source:
+        """What kind of examples these are."""
+        return EXAMPLES[self.task.family.kind]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,8 +79,8 @@ class Run(NamedTuple):
         params = jax.tree.map(np.asarray, state.params)
         return self.mode.replicate(state._replace(params=pack(params)))
 
-    def read(self, split: sources.Split) -> sources.Split | sources.Pictures:
-        """The pictures of a split: in memory where the configuration wants that."""
+    def read(self, split: Examples) -> Examples:
+        """The examples of a split: in memory where the configuration wants that."""
         return split.load() if self.config.data.in_memory else split
 
 
@@ -94,25 +100,23 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     mode = make_parallel(config, devices)
     task = make_task(config, mode.axis_name)
+    source = EXAMPLES[task.family.kind]
     train, test = (
-        open_split(config, name) for name in (config.data.train_split, config.data.eval_split)
+        source.open(config, name) for name in (config.data.train_split, config.data.eval_split)
     )
-    check_data(task, train.shape, train.num_classes, train.name)
+    source.check(task, train)
     if len(train) < config.batch_size:
         raise InputError(
-            f"{train.name} has {len(train)} pictures, and config.batch_size, {config.batch_size}, "
-            "must not be larger"
+            f"{train.name} has {len(train)} {source.noun}, and config.batch_size, "
+            f"{config.batch_size}, must not be larger"
         )
     solver, schedule = make_optimizer(config, len(train) // config.batch_size)
-    structure, params, other = split(nnx.eval_shape(task.make_model))
-    like = jax.eval_shape(lambda p, o: new_state(p, o, solver, config.seed), params, other)
-    like = like._replace(params=structure.params)
+    structure, like = blueprint(task, solver)
     return Run(config, mode, task, train, test, structure, solver, schedule, like)
 
 
-def open_split(config: ConfigDict, name: str) -> sources.Split:
-    """A split of the configuration's data set."""
-    data = config.data
-    return sources.open_split(
-        data.name, name, data_dir=data.data_dir, download=data.download, resize=data.resize
-    )
+def blueprint(task: Task, solver: optax.GradientTransformation) -> tuple[Structure, TrainState]:
+    """The model but for its numbers, and shapes and dtypes of the state as checkpoints have it."""
+    structure, params, other = split(nnx.eval_shape(task.make_model))
+    like = jax.eval_shape(lambda p, o: new_state(p, o, solver, task.config.seed), params, other)
+    return structure, like._replace(params=structure.params)

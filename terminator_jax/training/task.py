@@ -1,6 +1,7 @@
 """What is trained: a model, its loss and what is counted, each found in a table by name.
 
-A new kind of model is one more line in `FAMILIES`.
+A new kind of model is one more line in `FAMILIES`. What it is trained for is one of `KINDS`:
+classes of pictures, or hidden tokens of texts.
 """
 
 import dataclasses
@@ -17,7 +18,15 @@ from ml_collections import ConfigDict
 from terminator_jax import losses
 from terminator_jax.data.errors import InputError
 from terminator_jax.layers.local import LocalBranch
-from terminator_jax.models import LambdaResNet, LambdaResNetConfig, Terminator, TerminatorConfig
+from terminator_jax.models import (
+    LambdaResNet,
+    LambdaResNetConfig,
+    NonLinearTransformer,
+    NonLinearTransformerConfig,
+    Terminator,
+    TerminatorConfig,
+)
+from terminator_jax.training import masked_tokens
 
 Metrics = dict[str, jax.Array]
 
@@ -28,17 +37,34 @@ class Family(NamedTuple):
     Attributes:
         module: makes the model from its configuration and `dtype`, `param_dtype`, `axis_name`,
             `remat` and `rngs`.
-        variants: makers of its configuration by name; keywords replace fields. A configuration has
-            the fields `size`, `channels` and `num_classes`.
-        loss: `(model, pictures, labels, rngs, config.loss)` to logits and the terms of the loss,
-            which are added up.
+        variants: makers of its configuration by name; keywords replace fields. That of a model for
+            pictures has the fields `size`, `channels` and `num_classes`, that of one for text
+            `vocabulary` and `mask_token`.
+        loss: of a model for pictures: `(model, pictures, labels, rngs, config.loss)` to logits and
+            the terms of the loss, which are added up.
         convert: of an option as a tuple of plain values to what the configuration takes.
+        kind: what it is trained for, of `KINDS` and `examples.EXAMPLES`.
     """
 
     module: Callable[..., nnx.Module]
     variants: Mapping[str, Callable[..., Any]]
-    loss: Callable[..., tuple[jax.Array, Metrics]]
+    loss: Callable[..., tuple[jax.Array, Metrics]] | None
     convert: Mapping[str, Callable[[Any], Any]]
+    kind: str = "pictures"
+
+
+class Kind(NamedTuple):
+    """What a model is trained for.
+
+    Attributes:
+        loss: `(task, model, batch, rngs)` to the loss of a training batch and what is logged of it,
+            `loss` and `accuracy` among it: means over the batch.
+        score: `(task, model, batch)` to sums over an evaluation batch without its padding: `count`,
+            and of so many `loss` and `accuracy`.
+    """
+
+    loss: Callable[..., tuple[jax.Array, Metrics]]
+    score: Callable[..., Metrics]
 
 
 def terminator_loss(
@@ -93,6 +119,16 @@ FAMILIES = {
         },
         loss=smoothed_loss,
         convert={},
+    ),
+    "nonlinear_transformer": Family(
+        module=NonLinearTransformer,
+        variants={
+            "shakespeare": NonLinearTransformerConfig.shakespeare,
+            "tiny": NonLinearTransformerConfig.tiny,
+        },
+        loss=None,
+        convert={},
+        kind="text",
     ),
 }
 
@@ -151,21 +187,39 @@ class Task:
 
     def loss(self, model: nnx.Module, batch: Metrics, rngs: nnx.Rngs) -> tuple[jax.Array, Metrics]:
         """The loss of a training batch, and what is logged of it: means over the batch."""
-        x, labels = self.inputs(batch["image"]), batch["label"]
-        logits, terms = self.family.loss(model, x, labels, rngs, self.config.loss)
-        loss = sum(terms.values())
-        return loss, {"loss": loss, "accuracy": jnp.mean(_hits(logits, labels)), **terms}
+        return KINDS[self.family.kind].loss(self, model, batch, rngs)
 
     def score(self, model: nnx.Module, batch: Metrics) -> Metrics:
-        """Sums over an evaluation batch, without its padding: pictures, cross-entropy, hits."""
-        logits = model(self.inputs(batch["image"]))
-        entropy = jax.vmap(lambda row, label: losses.label_smoothing(row, label, epsilon=0.0))
-        values = {
-            "count": jnp.ones_like(batch["mask"], jnp.int32),
-            "loss": entropy(logits, batch["label"]),
-            "accuracy": _hits(logits, batch["label"]),
-        }
-        return {name: jnp.sum(jnp.where(batch["mask"], x, 0)) for name, x in values.items()}
+        """Sums over an evaluation batch, without its padding: count, cross-entropy, hits."""
+        return KINDS[self.family.kind].score(self, model, batch)
+
+
+def classification_loss(
+    task: Task, model: nnx.Module, batch: Metrics, rngs: nnx.Rngs
+) -> tuple[jax.Array, Metrics]:
+    """The family's loss of pictures and labels, with its terms and the accuracy."""
+    x, labels = task.inputs(batch["image"]), batch["label"]
+    logits, terms = task.family.loss(model, x, labels, rngs, task.config.loss)
+    loss = sum(terms.values())
+    return loss, {"loss": loss, "accuracy": jnp.mean(_hits(logits, labels)), **terms}
+
+
+def classification_score(task: Task, model: nnx.Module, batch: Metrics) -> Metrics:
+    """Pictures, cross-entropy and hits."""
+    logits = model(task.inputs(batch["image"]))
+    entropy = jax.vmap(lambda row, label: losses.label_smoothing(row, label, epsilon=0.0))
+    values = {
+        "count": jnp.ones_like(batch["mask"], jnp.int32),
+        "loss": entropy(logits, batch["label"]),
+        "accuracy": _hits(logits, batch["label"]),
+    }
+    return {name: jnp.sum(jnp.where(batch["mask"], x, 0)) for name, x in values.items()}
+
+
+KINDS = {
+    "pictures": Kind(classification_loss, classification_score),
+    "text": Kind(masked_tokens.loss, masked_tokens.score),
+}
 
 
 def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:

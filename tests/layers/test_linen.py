@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 
 SIZE, CHANNELS = (4, 4), 4
 X, U = (normal(2, *SIZE, CHANNELS, seed=n, dtype=np.float32) for n in (1, 2))
+WIDE = normal(2, *SIZE, 16, seed=3, dtype=np.float32)
 NET = dict(hidden=3, layers=1)
 BRANCHES = (LocalBranch(1, "x", "u"), LocalBranch(3, "u", "x"))
 WIDTHS = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths.__annotations__})
@@ -44,6 +45,7 @@ CASES = {
     "LambdaLayer": (
         (CHANNELS, 8), dict(size=SIZE, heads=2, keys=3, use_running_average=True), [X],
     ),
+    "LocalAttention2D": ((16, 1), {}, [WIDE]),
     "LocalBranches": ((BRANCHES, CHANNELS), NET, [dict(x=X, u=U)]),
     "LocalHyperZZW": ((3, CHANNELS), NET, [X, U]),
     "LocalSlowNet": ((3, CHANNELS), NET, [X]),

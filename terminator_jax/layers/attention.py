@@ -1,0 +1,107 @@
+"""Attention on maps: each position and those around it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.initializers import uniform
+from terminator_jax.ops.attention import local_attention, rotary
+
+
+class LocalAttention2D(nnx.Module):
+    """Every position attends to the `(2 window + 1)²` positions around it, cut at the border.
+
+    Example:
+      >>> layer = LocalAttention2D(16, window=3, heads=2, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 8, 12, 16))).shape
+      (2, 8, 12, 16)
+
+    Args:
+      channels: channels of the map.
+      window: how many rows and columns away a position sees; None for all there are.
+      heads: into how many equal parts the channels are cut, each with weights of its own.
+      project: whether queries, keys, values and the result are linear maps of the channels; else
+        queries, keys and values are the input itself.
+      turn: whether queries and keys turn with their position (2-D rotary embedding), so that
+        weights can depend on how far apart positions are.
+      base: about how many positions the slowest channels take to turn by one rad.
+      dtype: dtype of the computation; that of input and parameters if None. Angles and weights are
+        computed in float32 or wider.
+      param_dtype: dtype of the parameters.
+      rngs: the source of the initial values.
+
+    Raises:
+      ValueError: if the channels do not divide into heads, or a head's into two halves of pairs
+        where they are to turn; when called, for maps of other shapes.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017; rotary embedding: Su et al.,
+    "RoFormer", 2021, in two dimensions. Without projections and turns, and with one head, it is the
+    layer of the public `nonlinear-transformer`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        window: int | None,
+        *,
+        heads: int = 4,
+        project: bool = True,
+        turn: bool = True,
+        base: float = 100.0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if heads < 1 or channels % heads:
+            raise ValueError(f"{channels} channels do not divide into {heads} heads")
+        if turn and channels // heads % 4:
+            raise ValueError(
+                f"a head's channels must divide by 4 to turn, got {channels} channels in {heads}"
+                " heads"
+            )
+        if window is not None and window < 0:
+            raise ValueError(f"window must be 0 or more, or None for all positions, got {window}")
+        self.channels, self.window, self.heads = channels, window, heads
+        self.project, self.turn, self.base, self.dtype = project, turn, base, dtype
+
+        if project:
+            kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            init = uniform(math.sqrt(3 / channels))
+            self.qkv = nnx.Linear(
+                channels, 3 * channels, kernel_init=init, bias_init=_patterns, **kinds
+            )
+            self.out = nnx.Linear(channels, channels, kernel_init=init, **kinds)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """`(batch, rows, columns, channels)` to the same.
+
+        Args:
+          x: the map.
+          mask: bool, `(batch, rows, columns)`, False where the map is only filled up: nothing
+            attends to these positions, and what is computed there means nothing.
+        """
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise ValueError(f"expected (batch, rows, columns, {self.channels}), got {x.shape}")
+        if self.project:
+            parts = jnp.split(self.qkv(x), 3, axis=-1)
+        else:
+            parts = [x if self.dtype is None else x.astype(self.dtype)] * 3
+        q, k, v = (part.reshape(*x.shape[:3], self.heads, -1) for part in parts)
+        if self.turn:
+            q, k = rotary(q, self.base), rotary(k, self.base)
+        y = local_attention(q, k, v, self.window, mask=mask).reshape(x.shape)
+        return self.out(y) if self.project else y
+
+
+def _patterns(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Initial biases of queries and keys, of deviation 1, and of values, 0.
+
+    Turned, those of a query and a key meet in a product that depends on how far apart they are, and
+    so each head begins with a pattern of its own. From a bias of 0 a model would stay for long
+    where every position in the window counts alike.
+    """
+    third = shape[0] // 3
+    values = uniform(math.sqrt(3))(key, (2 * third,), dtype)
+    return jnp.concatenate([values, jnp.zeros(third, dtype)])

@@ -1,0 +1,202 @@
+"""The non-linear transformer: tokens on a two-dimensional grid, each seeing those around it.
+
+It is not read in one direction: a token may be hidden anywhere, and what is predicted for it
+depends on what surrounds it on all sides. `terminator_jax.models.decoding` fills grids with it.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers import LocalAttention2D, pointwise
+from terminator_jax.layers.initializers import uniform
+from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.standardize import AxisName
+
+
+@dataclasses.dataclass(frozen=True)
+class NonLinearTransformerConfig:
+    """The shape of a non-linear transformer; it has no grid of its own and takes any.
+
+    Attributes:
+      vocabulary: tokens are in `[0, vocabulary)`; the next one stands for what is hidden.
+      channels: of each position.
+      layers: blocks.
+      heads: of each attention.
+      window: how many rows and columns away a local block sees.
+      global_every: every so many blocks, the last of them sees the whole grid; 0 for none.
+      factor: the width of a block's MLP in channels.
+      project: whether queries, keys, values and results of attention are linear maps.
+      turn: whether queries and keys turn with their position; nothing else tells where they are.
+      shared_norm: whether a block normalizes before attention and before its MLP with one scale.
+    """
+
+    vocabulary: int = 256
+    channels: int = 128
+    layers: int = 6
+    heads: int = 2
+    window: int = 4
+    global_every: int = 3
+    factor: int = 4
+    project: bool = True
+    turn: bool = True
+    shared_norm: bool = False
+
+    def __post_init__(self):
+        for name in ("vocabulary", "channels", "layers", "factor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.global_every < 0:
+            raise ValueError(f"global_every must be 0 or more, got {self.global_every}")
+
+    @property
+    def mask_token(self) -> int:
+        """What stands in a grid where a token is hidden."""
+        return self.vocabulary
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each block; None for the whole grid."""
+        every = self.global_every or self.layers + 1
+        return tuple(None if n % every == 0 else self.window for n in range(1, self.layers + 1))
+
+    @classmethod
+    def shakespeare(cls, **overrides) -> "NonLinearTransformerConfig":
+        """Six blocks of 128 channels."""
+        return cls(**overrides)
+
+    @classmethod
+    def tiny(cls, **overrides) -> "NonLinearTransformerConfig":
+        """Three blocks of 64 channels."""
+        return cls(**{"channels": 64, "layers": 3, **overrides})
+
+    @classmethod
+    def public(cls, **overrides) -> "NonLinearTransformerConfig":
+        """With the blocks of the public `nonlinear-transformer`."""
+        plain = dict(heads=1, project=False, turn=False, shared_norm=True, global_every=0)
+        return cls(**{**plain, **overrides})
+
+
+class NonLinearBlock(nnx.Module):
+    """`y = x + attention(norm x)`, then `y + MLP(norm y)`; norms have a scale and no shift.
+
+    Example:
+      >>> config = NonLinearTransformerConfig.tiny(channels=16)
+      >>> block = NonLinearBlock(config, window=1, rngs=nnx.Rngs(0))
+      >>> block(jnp.ones((2, 4, 6, 16))).shape
+      (2, 4, 6, 16)
+
+    Args:
+      config: the shape of the model.
+      window: of this block; None for the whole grid.
+      dtype: dtype of the computation; statistics and weights stay in float32 or wider.
+      param_dtype: dtype of the parameters.
+      rngs: the source of the initial values.
+    """
+
+    def __init__(
+        self,
+        config: NonLinearTransformerConfig,
+        window: int | None,
+        *,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        channels = config.channels
+        self.norm = _norm(channels, **kinds)
+        self.mlp_norm = None if config.shared_norm else _norm(channels, **kinds)
+        self.attention = LocalAttention2D(
+            channels, window, heads=config.heads, project=config.project, turn=config.turn, **kinds
+        )
+        hidden = config.factor * channels
+        self.expand = pointwise(channels, hidden, **kinds)
+        init = uniform(math.sqrt(3 / hidden / config.layers))
+        self.reduce = nnx.Linear(hidden, channels, kernel_init=init, **kinds)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """`(batch, rows, columns, channels)` to the same; `mask` as for `LocalAttention2D`."""
+        x = x + self.attention(self.norm(x), mask)
+        norm = self.mlp_norm or self.norm
+        return x + self.reduce(gelu(self.expand(norm(x))))
+
+
+class NonLinearTransformer(nnx.Module):
+    """Predicts every token of a grid from those around it that are not hidden.
+
+    Example:
+      >>> config = NonLinearTransformerConfig.tiny(vocabulary=10, channels=16)
+      >>> def logits(tokens):
+      ...     return NonLinearTransformer(config, rngs=nnx.Rngs(0))(tokens)
+      >>> tokens = jnp.full((2, 4, 6), config.mask_token)
+      >>> jax.eval_shape(logits, tokens).shape
+      (2, 4, 6, 10)
+
+    Args:
+      config: the shape of the model.
+      dtype: dtype of the computation; statistics, weights of attention and logits stay in float32
+        or wider.
+      param_dtype: dtype of the parameters.
+      axis_name: taken for the sake of the other models: no sample depends on another.
+      remat: whether gradients compute what lies inside a block again instead of keeping it.
+      rngs: the source of the initial values.
+
+    Source: the public `nonlinear-transformer` (HeptaPod), whose text promises what its code lacks:
+    heads with projections, rotary embedding in two dimensions, global layers beside local ones.
+    """
+
+    def __init__(
+        self,
+        config: NonLinearTransformerConfig,
+        *,
+        dtype=None,
+        param_dtype=jnp.float32,
+        axis_name: AxisName = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        del axis_name
+        self.config, self.dtype, self.remat = config, dtype, remat
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        shape = (config.vocabulary + 1, config.channels)
+        self.embedding = nnx.Param(uniform(math.sqrt(3))(rngs.params(), shape, param_dtype))
+        self.blocks = nnx.List(NonLinearBlock(config, window, **kinds) for window in config.windows)
+        self.norm = _norm(config.channels, **kinds)
+        self.head = nnx.Linear(
+            config.channels, config.vocabulary, param_dtype=param_dtype, rngs=rngs,
+            kernel_init=uniform(0.1 / math.sqrt(config.channels)),
+        )  # fmt: skip
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Logits `(batch, rows, columns, vocabulary)`.
+
+        Args:
+          tokens: integers, `(batch, rows, columns)`, `config.mask_token` where one is hidden.
+          mask: bool, `(batch, rows, columns)`, False where a grid is only filled up.
+
+        Raises:
+          ValueError: for arrays of other shapes.
+          TypeError: if the tokens are not integers.
+        """
+        if tokens.ndim != 3:
+            raise ValueError(f"expected tokens (batch, rows, columns), got {tokens.shape}")
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"expected tokens of integers, got {tokens.dtype}")
+        x = jnp.take(self.embedding[...], tokens, axis=0)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        run = nnx.remat(_run) if self.remat else _run
+        for block in self.blocks:
+            x = run(block, x, mask)
+        return self.head(self.norm(x).astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+def _norm(channels: int, **kinds) -> nnx.LayerNorm:
+    return nnx.LayerNorm(channels, epsilon=1e-5, use_bias=False, use_fast_variance=False, **kinds)
+
+
+def _run(block: NonLinearBlock, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return block(x, mask)

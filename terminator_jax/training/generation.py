@@ -1,0 +1,129 @@
+"""Texts from a trained model: a grid begun with a prompt, filled in rounds, and shown."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from terminator_jax.data.errors import InputError
+from terminator_jax.models.decoding import decode
+from terminator_jax.training.checkpoint import read_config
+from terminator_jax.training.evaluation import open_checkpoint
+from terminator_jax.training.optimizer import make_optimizer
+from terminator_jax.training.setup import blueprint
+from terminator_jax.training.task import Task, make_task
+
+# What is shown in place of a hidden byte, of the end of a line, and of what cannot be printed.
+HIDDEN, NEWLINE, OTHER = "·", "↵", "?"
+
+
+def load(workdir: Path, step: int | None = None) -> tuple[Task, nnx.Module]:
+    """The task and the model of a run; its data need not be there.
+
+    Args:
+        workdir: the directory of the run.
+        step: which checkpoint; None for the best.
+
+    Raises:
+        InputError: if there is no such run or checkpoint, or its model is not for text.
+    """
+    config = read_config(workdir)
+    task = make_task(config)
+    if task.family.kind != "text":
+        raise InputError(f"{workdir} holds a {config.model.name}, which is not for text")
+    checkpoints, chosen = open_checkpoint(workdir, step, task)
+    solver, _ = make_optimizer(config, steps_per_epoch=1000)  # only its state's shapes count
+    structure, like = blueprint(task, solver)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state, _ = checkpoints.restore(chosen, like, sharding)
+    return task, nnx.merge(structure.graph, state.params, state.other)
+
+
+def begin(
+    grid: tuple[int, int], prompt: str = "", at: tuple[int, int] = (0, 0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """A grid's tokens with a prompt in it, and what is hidden: all the rest.
+
+    Args:
+        grid: rows and columns.
+        prompt: its UTF-8 bytes are set one after the other, on in the next row where one ends.
+        at: row and column of the first.
+
+    Raises:
+        InputError: if the prompt does not fit there, or leaves nothing to fill in.
+
+    Example:
+        >>> tokens, hidden = begin((2, 4), "abc", at=(0, 3))
+        >>> show(tokens, hidden)
+        ['···a', 'bc··']
+    """
+    rows, columns = grid
+    if not (0 <= at[0] < rows and 0 <= at[1] < columns):
+        raise InputError(
+            f"--at is {at[0]},{at[1]}, and the grid has {rows} rows and {columns} columns"
+        )
+    data = np.frombuffer(prompt.encode(), np.uint8)
+    first, cells = at[0] * columns + at[1], rows * columns
+    if first + len(data) > cells:
+        raise InputError(
+            f"the prompt has {len(data)} bytes, and from --at={at[0]},{at[1]} on the grid has"
+            f" {cells - first}"
+        )
+    if len(data) == cells:
+        raise InputError("the prompt fills the whole grid: choose a larger --grid")
+    tokens, hidden = np.zeros(cells, np.int32), np.ones(cells, bool)
+    tokens[first : first + len(data)], hidden[first : first + len(data)] = data, False
+    return tokens.reshape(grid), hidden.reshape(grid)
+
+
+def fill(
+    model: nnx.Module,
+    tokens: np.ndarray,
+    hidden: np.ndarray,
+    *,
+    rounds: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and what is hidden of grids, `(n, rows, columns)`, after each round; see `decode`."""
+    return decode(
+        functools.partial(_logits, *nnx.split(model)),
+        jnp.asarray(tokens),
+        jnp.asarray(hidden),
+        mask_token=model.config.mask_token,
+        rounds=rounds,
+        temperature=temperature,
+        top_k=top_k,
+        key=jax.random.key(seed),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state)(tokens)
+
+
+def show(tokens: np.ndarray, hidden: np.ndarray) -> list[str]:
+    """The rows of a grid as text, one character a byte.
+
+    Example:
+        >>> show(np.array([[104, 105, 10, 200]]), np.array([[False, False, False, False]]))
+        ['hi↵?']
+    """
+    return [
+        "".join(
+            HIDDEN if covered else _character(token) for token, covered in zip(*row, strict=True)
+        )
+        for row in zip(np.asarray(tokens), np.asarray(hidden), strict=True)
+    ]
+
+
+def _character(token: int) -> str:
+    if token == ord("\n"):
+        return NEWLINE
+    return chr(token) if 32 <= token < 127 else OTHER
