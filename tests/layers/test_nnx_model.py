@@ -20,6 +20,15 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 
 WIDTHS = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths.__annotations__})
 
+# Biases before a standardization change no result, and their gradients are 0.
+STANDARDIZED_AWAY = {
+    "block/bottleneck/bias",
+    "block/local/mixer_bias",
+    "block/mixer/bias",
+    "block/rgu1/y/bias",
+    "block/rgu2/y/bias",
+}
+
 
 class Net(nnx.Module):
     """Flax's own layers and ours."""
@@ -41,7 +50,7 @@ class Net(nnx.Module):
 
 
 def test_an_nnx_model_trains(digits):
-    """With `nnx.Optimizer` and `nnx.jit`; every parameter moves, and compiling once is enough."""
+    """With `nnx.Optimizer` and `nnx.jit`; what can moves, and compiling once is enough."""
     net, rngs = Net(nnx.Rngs(0)), nnx.Rngs(dropout=1)
     optimizer = nnx.Optimizer(net, optax.adam(0.03), wrt=nnx.Param)
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(net, nnx.Param)))
@@ -65,4 +74,5 @@ def test_an_nnx_model_trains(digits):
     assert len(traces) == 1
     after = nnx.to_pure_dict(nnx.state(net, nnx.Param))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
-    assert [path for path, changed in flatten_dict(moved).items() if not changed] == []
+    still = {"/".join(path) for path, changed in flatten_dict(moved).items() if not changed}
+    assert still == STANDARDIZED_AWAY
