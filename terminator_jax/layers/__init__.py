@@ -8,6 +8,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 | `GlobalSlowNet`, `ChannelSlowNet`, `SpatialSlowNet` | kernels as large as the map |
 | `LocalSlowNet`, `LocalSlowNets` | small kernels that depend on the batch |
 | `GlobalHyperZZW`, `LocalHyperZZW` | a map times the kernel that another map makes |
+| `HyperZZWGate`, `FeatureSlowNet` | the same for vectors; the kernel between their features |
 | `RGU` | recursive gated unit |
 | `HyperChannelInteraction`, `HyperInteraction` | gates from the means of a map |
 | `LocalBranch`, `LocalBranches` | local HyperZZW with what follows it in a block |
@@ -23,6 +24,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 
 from terminator_jax.layers.dropout import ChannelDropout
 from terminator_jax.layers.hyperzzw import GlobalHyperZZW, LocalHyperZZW
+from terminator_jax.layers.hyperzzw_gate import FeatureSlowNet, HyperZZWGate
 from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
 from terminator_jax.layers.local import LocalBranch, LocalBranches
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
@@ -50,11 +52,13 @@ __all__ = [
     "BatchStandardization",
     "ChannelDropout",
     "ChannelSlowNet",
+    "FeatureSlowNet",
     "GlobalHyperZZW",
     "GlobalSlowNet",
     "GroupInstanceBatchStandardization",
     "HyperChannelInteraction",
     "HyperInteraction",
+    "HyperZZWGate",
     "InstanceStandardization",
     "LocalBranch",
     "LocalBranches",

@@ -32,6 +32,7 @@ CASES = {
     "BatchStandardization": ((), {}, [X]),
     "ChannelDropout": ((0.5,), {}, [X]),
     "ChannelSlowNet": ((CHANNELS,), NET, []),
+    "FeatureSlowNet": ((3, CHANNELS), NET, []),
     "GlobalHyperZZW": ((SIZE, CHANNELS), NET, [X, U]),
     "GlobalSlowNet": ((SIZE, CHANNELS), NET, []),
     "GroupInstanceBatchStandardization": ((2,), {}, [X]),
@@ -39,6 +40,7 @@ CASES = {
     "HyperInteraction": (
         (SIZE, CHANNELS), dict(channel_hidden=3, spatial_hidden=3, layers=1), [X, U],
     ),
+    "HyperZZWGate": ((CHANNELS, 3), NET, [X, U[..., :3]]),
     "InstanceStandardization": ((), {}, [X]),
     "LocalBranches": ((BRANCHES, CHANNELS), NET, [dict(x=X, u=U)]),
     "LocalHyperZZW": ((3, CHANNELS), NET, [X, U]),
