@@ -1,8 +1,8 @@
 """HyperZ·Z·W: products of a hyper-kernel with activations.
 
-The functions take `(batch, *spatial, channels)`; `gate` takes vectors, too. `OPERATORS` holds the same for channel-major
-arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel. Causal ones, for
-sequences, give each position what depends on no later one.
+The functions take `(batch, *spatial, channels)`, and `gate` vectors. `OPERATORS` holds the same for
+channel-major arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel.
+Causal ones, for sequences, give each position what depends on no later one.
 """
 
 from collections.abc import Callable, Sequence
