@@ -2,8 +2,8 @@
 
     python benchmarks/tabular.py    # writes a section of docs/results.md, a minute or two
 
-Five folds, the same for all. The networks' learning rate is chosen anew for each fold,
-by cross-validation within the rows that train: the rows that test have no part in it. Networks of all
+Five folds, the same for all. The networks' learning rate is chosen anew for each fold, by
+cross-validation within the rows that train: the rows that test have no part in it. Networks of all
 folds, rates and seeds train together in one program.
 """
 
@@ -141,7 +141,8 @@ def outputs(table: Table, masks: np.ndarray) -> np.ndarray:
     else:
         y = np.broadcast_to(table.y, masks.shape)
     keys = jax.random.split(jax.random.key(0), SEEDS)
-    found = train_all(config, standardized(table.x, masks), y, batches(masks), jnp.array(RATES), keys)
+    x, rates = standardized(table.x, masks), jnp.array(RATES)
+    found = train_all(config, x, y, batches(masks), rates, keys)
     if table.classes is not None:
         return np.asarray(jax.nn.softmax(found))
     means, deviations = (

@@ -94,26 +94,26 @@ def test_heads(heads, outputs):
     assert jax.eval_shape(model, jnp.ones((7, 5))).shape == (7, outputs)
 
 
-def test_a_row_does_not_depend_on_the_others():
-    model, x = make(), normal(8, 5, dtype=np.float32)
+def test_a_row_does_not_depend_on_the_others(unoptimized):
+    model, x = jax.jit(make()), normal(8, 5, dtype=np.float32)
     out = model(x)
-    for rows in (slice(3, 4), slice(4, 8)):
+    for rows in (slice(3, 4), slice(2, 8)):
         np.testing.assert_allclose(model(x[rows]), out[rows], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(jnp.isfinite(model(jnp.zeros((1, 5)))), True)
 
 
 def test_drops_with_a_key():
     model, x = make(dropout=0.5), normal(8, 5, dtype=np.float32)
-    run = jax.jit(lambda seed: model(x, rngs=nnx.Rngs(dropout=seed)))
+    run = jax.jit(lambda seed: model(x, rngs=nnx.Rngs(dropout=jax.random.key(seed))))
     np.testing.assert_array_equal(run(1), run(1))
     assert (run(1) != run(2)).any() and (run(1) != model(x)).any()
 
 
-def test_bfloat16():
+def test_bfloat16(unoptimized):
     x = normal(64, 5, dtype=np.float32)
-    out = make(dtype=jnp.bfloat16)(x)
+    out = jax.jit(make(dtype=jnp.bfloat16))(x)
     assert out.dtype == jnp.float32
-    error = np.asarray(out - make()(x))
+    error = np.asarray(out - jax.jit(make())(x))
     assert 0 < error.std() < 0.1 * out.std()
 
 
