@@ -34,7 +34,7 @@ sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and pe
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist $(ARGS)
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist $(ARGS)
 
-tabular: $(VENV)/.train ## tables of scikit-learn beside its own models, a minute: docs/results.md
+tabular: $(VENV)/.train ## tables of scikit-learn beside its own models, three minutes: docs/results.md
 	@$(VENV)/bin/python benchmarks/tabular.py
 
 # Beside PyTorch, where that is installed too: .venv/bin/pip install torch

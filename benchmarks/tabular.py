@@ -1,6 +1,6 @@
 """TabularTerminator beside scikit-learn's own models, on tables that come with scikit-learn.
 
-    python benchmarks/tabular.py    # writes a section of docs/results.md, a minute or two
+    python benchmarks/tabular.py    # writes a section of docs/results.md, three minutes
 
 Five folds, the same for all. The networks' learning rate is chosen anew for each fold, by
 cross-validation within the rows that train: the rows that test have no part in it. Networks of all
