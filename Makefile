@@ -9,7 +9,7 @@ ARGS ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test mnist cifar10-look sequences benchmark benchmark-step tpu-compile clean
+.PHONY: help train test mnist cifar10-look sequences tabular benchmark benchmark-step tpu-compile clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):[^\#]*\#\# /  make \1\t/'
@@ -33,6 +33,9 @@ cifar10-look: $(VENV)/.train ## two epochs on a tenth of CIFAR-10
 sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and permuted, an hour each
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist $(ARGS)
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist $(ARGS)
+
+tabular: $(VENV)/.train ## tables of scikit-learn beside its own models, three minutes: docs/results.md
+	@$(VENV)/bin/python benchmarks/tabular.py
 
 # Beside PyTorch, where that is installed too: .venv/bin/pip install torch
 benchmark: $(VENV)/.train ## measure convolutions, a quarter of an hour on a quiet machine: docs/performance.md

@@ -8,6 +8,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 | `GlobalSlowNet`, `ChannelSlowNet`, `SpatialSlowNet` | kernels as large as the map |
 | `LocalSlowNet`, `LocalSlowNets` | small kernels that depend on the batch |
 | `GlobalHyperZZW`, `LocalHyperZZW` | a map times the kernel that another map makes |
+| `HyperZZWGate`, `FeatureSlowNet` | the same for vectors; the kernel between their features |
 | `RGU` | recursive gated unit |
 | `HyperChannelInteraction`, `HyperInteraction` | gates from the means of a map |
 | `LocalBranch`, `LocalBranches` | local HyperZZW with what follows it in a block |
@@ -26,6 +27,7 @@ Arrays are `(batch, *spatial, channels)` throughout.
 from terminator_jax.layers.attention import LocalAttention2D
 from terminator_jax.layers.dropout import ChannelDropout
 from terminator_jax.layers.hyperzzw import GlobalHyperZZW, LocalHyperZZW
+from terminator_jax.layers.hyperzzw_gate import FeatureSlowNet, HyperZZWGate
 from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
 from terminator_jax.layers.lambda_layer import LambdaLayer
 from terminator_jax.layers.local import LocalBranch, LocalBranches
@@ -54,11 +56,13 @@ __all__ = [
     "BatchStandardization",
     "ChannelDropout",
     "ChannelSlowNet",
+    "FeatureSlowNet",
     "GlobalHyperZZW",
     "GlobalSlowNet",
     "GroupInstanceBatchStandardization",
     "HyperChannelInteraction",
     "HyperInteraction",
+    "HyperZZWGate",
     "InstanceStandardization",
     "LambdaLayer",
     "LocalAttention2D",

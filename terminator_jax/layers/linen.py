@@ -43,11 +43,13 @@ __all__ = [
     "BatchStandardization",
     "ChannelDropout",
     "ChannelSlowNet",
+    "FeatureSlowNet",
     "GlobalHyperZZW",
     "GlobalSlowNet",
     "GroupInstanceBatchStandardization",
     "HyperChannelInteraction",
     "HyperInteraction",
+    "HyperZZWGate",
     "InstanceStandardization",
     "LambdaLayer",
     "LocalAttention2D",
@@ -186,11 +188,13 @@ RGU = _module(layers.RGU)
 BatchStandardization = _module(layers.BatchStandardization)
 ChannelDropout = _module(layers.ChannelDropout)
 ChannelSlowNet = _module(layers.ChannelSlowNet, _MAGNET)
+FeatureSlowNet = _module(layers.FeatureSlowNet)
 GlobalHyperZZW = _module(layers.GlobalHyperZZW)
 GlobalSlowNet = _module(layers.GlobalSlowNet)
 GroupInstanceBatchStandardization = _module(layers.GroupInstanceBatchStandardization)
 HyperChannelInteraction = _module(layers.HyperChannelInteraction, _MAGNET)
 HyperInteraction = _module(layers.HyperInteraction, _MAGNET)
+HyperZZWGate = _module(layers.HyperZZWGate)
 InstanceStandardization = _module(layers.InstanceStandardization)
 LambdaLayer = _module(layers.LambdaLayer)
 LocalAttention2D = _module(layers.LocalAttention2D)

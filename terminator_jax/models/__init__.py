@@ -6,6 +6,7 @@ from terminator_jax.models.nonlinear_transformer import (
     NonLinearTransformer,
     NonLinearTransformerConfig,
 )
+from terminator_jax.models.tabular import TabularConfig, TabularTerminator
 from terminator_jax.models.terminator import Intermediates, Terminator, TerminatorConfig
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "NonLinearBlock",
     "NonLinearTransformer",
     "NonLinearTransformerConfig",
+    "TabularConfig",
+    "TabularTerminator",
     "Terminator",
     "TerminatorConfig",
 ]

@@ -4,7 +4,7 @@
 |---|---|
 | `coordinates` | `grid`: the coordinates of a map's positions |
 | `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
-| `hyperzzw` | `dot`, `product`, `convolution`, `twice`: a hyper-kernel with activations |
+| `hyperzzw` | `dot`, `product`, `convolution`, `twice`, `gate`: a hyper-kernel with activations |
 | `lambdas` | `apply_lambdas`: queries times content and position lambdas |
 | `convolution` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
 | `spectral`, `taps`, `dense`, `grouped`, `window` | the methods of `fft_conv`, what they compute |

@@ -1,8 +1,8 @@
 """HyperZ·Z·W: products of a hyper-kernel with activations.
 
-The functions take `(batch, *spatial, channels)`. `OPERATORS` holds the same for channel-major
-arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel. Causal ones, for
-sequences, give each position what depends on no later one.
+The functions take `(batch, *spatial, channels)`, and `gate` vectors. `OPERATORS` holds the same for
+channel-major arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel.
+Causal ones, for sequences, give each position what depends on no later one.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,6 +64,51 @@ def _padding(causal: bool) -> str:
 def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """`y ⊙ kernel ⊙ y`, the elementwise HyperZZW that interactions gate with."""
     return y * kernel * y
+
+
+def gate(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x ⊙ (context @ K)`: each feature times a sum of the context's, the HyperZZW of vectors.
+
+    Sums are float32 or wider, and rounded once, after the product.
+
+    Args:
+      x: `(..., input_dim)`.
+      context: `(..., context_dim)`.
+      kernel: K, `(context_dim, input_dim)`.
+
+    Returns:
+      `(..., input_dim)`, in the dtype to which the arguments' promote.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+
+    Example:
+      >>> print(gate(jnp.array([[1.0, 2.0]]), jnp.array([[3.0]]), jnp.array([[1.0, 10.0]])))
+      [[ 3. 60.]]
+    """
+    fits = x.ndim and context.ndim and x.shape[:-1] == context.shape[:-1]
+    if not fits or kernel.shape != (context.shape[-1], x.shape[-1]):
+        raise ValueError(
+            "gate needs x (..., input_dim), context (..., context_dim) and a kernel (context_dim,"
+            f" input_dim), got {x.shape}, {context.shape} and {kernel.shape}"
+        )
+    dtype = jnp.result_type(x, context, kernel)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return (x * jnp.matmul(context, kernel, preferred_element_type=wide)).astype(dtype)
+
+
+def gate_reference(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`gate` as it is written down, `y[..., i] = Σ_m x[..., i] context[..., m] K[m, i]`.
+
+    Example:
+      >>> print(gate_reference(jnp.array([[2.0]]), jnp.array([[3.0, 4.0]]), jnp.ones((2, 1))))
+      [[14.]]
+    """
+    return jnp.sum(x[..., None, :] * context[..., :, None] * _like(kernel, x), axis=-2)
+
+
+def _like(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    return kernel.reshape((1,) * (x.ndim - 1) + kernel.shape)
 
 
 def _dots(hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False) -> list[jax.Array]:

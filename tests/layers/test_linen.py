@@ -34,6 +34,7 @@ CASES = {
     "BatchStandardization": ((), {}, [X]),
     "ChannelDropout": ((0.5,), {}, [X]),
     "ChannelSlowNet": ((CHANNELS,), NET, []),
+    "FeatureSlowNet": ((3, CHANNELS), NET, []),
     "GlobalHyperZZW": ((SIZE, CHANNELS), NET, [X, U]),
     "GlobalSlowNet": ((SIZE, CHANNELS), NET, []),
     "GroupInstanceBatchStandardization": ((2,), {}, [X]),
@@ -41,6 +42,7 @@ CASES = {
     "HyperInteraction": (
         (SIZE, CHANNELS), dict(channel_hidden=3, spatial_hidden=3, layers=1), [X, U],
     ),
+    "HyperZZWGate": ((CHANNELS, 3), NET, [X, U[..., :3]]),
     "InstanceStandardization": ((), {}, [X]),
     "LambdaLayer": (
         (CHANNELS, 8), dict(size=SIZE, heads=2, keys=3, use_running_average=True), [X],
