@@ -19,7 +19,7 @@ train: $(VENV)/.train ## train the Terminator on the bundled digits; call again 
 
 test: $(VENV)/.test ## check the style and run the tests
 	@$(VENV)/bin/ruff check --quiet .
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 # Slow proofs, whose results are in docs/results.md; TFDS_DATA_DIR names where the data sets are.
 mnist: $(VENV)/.train ## train on MNIST: minutes on a GPU, hours without
