@@ -23,8 +23,8 @@ def gelu_slope(x: jax.Array) -> jax.Array:
     """The derivative of `gelu`, `Φ(x) + x φ(x)`.
 
     Example:
-      >>> print(gelu_slope(jnp.array([-1.0, 0.0, 1.0])).round(2))
-      [-0.08  0.5   1.08]
+      >>> [f"{y:.2f}" for y in gelu_slope(jnp.array([-1.0, 0.0, 1.0]))]
+      ['-0.08', '0.50', '1.08']
     """
     density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     return 0.5 * jax.lax.erf(x * math.sqrt(0.5)) + 0.5 + x * density
@@ -37,8 +37,8 @@ def gated(x: jax.Array, gate: jax.Array) -> jax.Array:
     A gradient keeps the arguments and nothing else.
 
     Example:
-      >>> print(gated(jnp.ones(3), jnp.array([-1.0, 0.0, 1.0])).round(2))
-      [0.27 0.5  0.73]
+      >>> [f"{y:.2f}" for y in gated(jnp.ones(3), jnp.array([-1.0, 0.0, 1.0]))]
+      ['0.27', '0.50', '0.73']
     """
     return (x * jax.nn.sigmoid(gate)).astype(x.dtype)
 

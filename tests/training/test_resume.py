@@ -140,7 +140,8 @@ def test_evaluate(command, finished):
     )
     expected = f"step {best['step']}: accuracy {best['accuracy']:.4f}  loss {best['loss']:.4f}"
     assert out == f"{expected}  360 pictures\n"
-    assert f"{best['accuracy']:.4f} at step {best['step']}" in printed
+    reported = f"{best['accuracy']:.4f} (loss {best['loss']:.4f}) at step {best['step']}"
+    assert reported in printed
 
 
 @pytest.mark.parametrize(
