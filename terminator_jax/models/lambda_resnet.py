@@ -169,6 +169,7 @@ class LambdaResNet(nnx.Module):
 
     Raises:
       ValueError: for a configuration that does not fit, or when called with other pictures.
+      TypeError: when called with pictures that are not of a floating-point type.
 
     Source: Bello, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", 2021; He et
     al., "Deep Residual Learning for Image Recognition", 2015.
@@ -202,6 +203,8 @@ class LambdaResNet(nnx.Module):
         expected = (*self.config.size, self.config.channels)
         if x.shape[1:] != expected:
             raise ValueError(f"expected pictures (batch, *{expected}), got {x.shape}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"expected floating-point pictures, got {x.dtype}: scale them first")
         y = jax.nn.relu(self.norm(self.stem(x)))
         if self.config.stem_pool:
             y = nnx.max_pool(y, (3, 3), (2, 2), padding="SAME")

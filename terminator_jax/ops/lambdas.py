@@ -15,10 +15,10 @@ reaches from every position to every other, 2 n - 1 wide on an axis of n, gives 
     fft    the same by FFTs
     auto   `rows` for small maps in large batches, else by spectra
 
-All contract with the queries what they have at once, a row or some of the keys, and compute it
-again for the gradient, so that the lambdas of all positions never exist together. With pairs of
-positions, of which there are millions, none deals at all; only `position_lambdas_reference`, the
-definition that they are tested against, does.
+All contract with the queries what they have at once, a row or as many of the keys as are allowed,
+and compute it again for the gradient: of a large batch, the lambdas of all positions never exist
+together. None writes down the table for pairs of positions, of which there are millions; only
+`position_lambdas_reference`, the definition that they are tested against, does.
 """
 
 import math
@@ -290,9 +290,9 @@ def _keys_at_once(keys: int, bytes_each: int) -> int:
 def _summed(part, arrays: tuple[jax.Array, ...], at_once: int) -> jax.Array:
     """`part` of the arrays, summed over so many entries of their first axis at once."""
     parts = len(arrays[0]) // at_once
-    part = jax.checkpoint(part)
     if parts == 1:
         return part(*arrays)
+    part = jax.checkpoint(part)
     cut = [a.reshape(parts, at_once, *a.shape[1:]) for a in arrays]
     like = jax.eval_shape(part, *(a[0] for a in cut))
     zeros = vary_alike(jnp.zeros(like.shape, like.dtype), *arrays)[0]

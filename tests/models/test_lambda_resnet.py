@@ -215,3 +215,5 @@ def test_wrong_configurations(overrides, message):
 def test_wrong_pictures():
     with pytest.raises(ValueError, match=re.escape("(batch, *(6, 5, 2)), got (2, 5, 6, 2)")):
         jax.eval_shape(lambda m, x: m(x), abstract(TINY), jnp.zeros((2, 5, 6, 2)))
+    with pytest.raises(TypeError, match="floating-point pictures, got uint8"):
+        jax.eval_shape(lambda m, x: m(x), abstract(TINY), jnp.zeros((2, 6, 5, 2), jnp.uint8))

@@ -68,6 +68,15 @@ def test_the_definition(x64):
     assert relative(position_lambdas_reference(values, table), expected) < 1e-12
 
 
+def test_keys_are_shares_of_the_positions(x64):
+    """For each key of each sample, whatever is added to all."""
+    keys = normal(2, 3, 4, 2, 5)
+    found = normalize_keys(keys)
+    expected = np.exp(keys) / np.exp(keys).sum((1, 2), keepdims=True)
+    assert relative(found, expected) < 1e-12
+    assert relative(normalize_keys(keys + 1000), expected) < 1e-10
+
+
 @every_method
 @every_case
 def test_follows_the_definition(x64, case, method):
@@ -92,6 +101,18 @@ def test_keys_one_after_the_other(x64, monkeypatch, case, method):
     assert "scan" in jaxpr
     for a, b in zip(found, with_gradients(apply_lambdas_reference, inputs), strict=True):
         assert relative(a, b) < 1e-12
+
+
+@every_method
+def test_gradients_keep_no_lambdas(monkeypatch, method):
+    """Less than these would be is kept for them of a large batch."""
+    monkeypatch.setattr(lambdas, "SPECTRA_BYTES", 1)
+    shapes = [(8, 9, 7, 1, 5), (8, 9, 7, 1, 5), (8, 9, 7, 1, 6), (17, 13, 5, 1)]
+    inputs = [jnp.zeros(shape) for shape in shapes]
+    residuals = jax.eval_shape(
+        lambda *a: jax.vjp(lambda *a: apply_lambdas(*a, method=method), *a)[1], *inputs
+    )
+    assert max(leaf.size for leaf in jax.tree.leaves(residuals)) < 8 * 63 * 5 * 6
 
 
 @pytest.mark.parametrize(("keys", "bytes_each", "at_once"), [
