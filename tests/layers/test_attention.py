@@ -36,14 +36,15 @@ def test_heads_and_projections(x64, window):
     layer = make(16, window, heads=2, base=30.0, param_dtype=jnp.float64)
     x = normal(2, 5, 7, 16)
     mask = jnp.asarray(np.random.default_rng(3).random((2, 5, 7)) > 0.3)
-    kernel = layer.qkv.kernel[...]
-    assert kernel.shape == (16, 48)
+    kernel, bias = layer.qkv.kernel[...], layer.qkv.bias[...]
+    assert (kernel.shape, bias.shape) == ((16, 48), (48,))
+    maps = jnp.split(x @ kernel + bias[None, None, None], 3, axis=-1)
     heads = []
     for head in (slice(0, 8), slice(8, 16)):
-        q, k, v = ((x @ kernel[:, 16 * n : 16 * n + 16])[..., None, head] for n in range(3))
+        q, k, v = (part[..., None, head] for part in maps)
         q, k = rotary(q, 30.0), rotary(k, 30.0)
         heads.append(attention_reference(q, k, v, window, mask=mask)[..., 0, :])
-    expected = jnp.concatenate(heads, -1) @ layer.out.kernel[...]
+    expected = layer.out(jnp.concatenate(heads, -1))
     assert relative(layer(x, mask), expected) < 1e-12
 
 
@@ -75,10 +76,13 @@ def test_dtypes():
 
 
 def test_initial_values():
-    """Projections keep the deviation."""
+    """Projections keep the deviation, and heads have patterns of their own."""
     layer = LocalAttention2D(64, 2, rngs=nnx.Rngs(0))
     for linear in (layer.qkv, layer.out):
         assert abs(np.std(linear.kernel[...]) * 8 - 1) < 0.05
+    queries_and_keys, values = np.split(np.asarray(layer.qkv.bias[...]), [128])
+    assert abs(np.std(queries_and_keys) - 1) < 0.2
+    assert (values == 0).all() and (layer.out.bias[...] == 0).all()
 
 
 @pytest.mark.parametrize(
