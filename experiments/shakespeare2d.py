@@ -22,7 +22,7 @@ def get_config():
     config.data.name = "tiny_shakespeare"
     config.data.eval_split = "validation"
     config.data.grid = (16, 32)
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 0.002
+    config.optimizer.name = "kar3"
+    config.optimizer.learning_rate = 0.001
     config.optimizer.warmup_epochs = 1.0
     return config

@@ -37,7 +37,7 @@ class NonLinearTransformerConfig:
     vocabulary: int = 256
     channels: int = 128
     layers: int = 6
-    heads: int = 2
+    heads: int = 4
     window: int = 4
     global_every: int = 3
     factor: int = 4
