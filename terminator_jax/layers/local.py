@@ -128,5 +128,5 @@ class LocalBranches(nnx.Module):
         """
         n = len(self.branches)
         weight, y = channel_major.vary_alike(self.mixer_weight[...].astype(y.dtype), y)
-        each = jax.vmap(channel_major.product)(weight, y.reshape(n, len(y) // n, -1))
-        return each.reshape(y.shape)
+        each = channel_major.positions(y.reshape(n, len(y) // n, *y.shape[1:]), axis=2)
+        return jax.vmap(channel_major.product)(weight, each).reshape(y.shape)

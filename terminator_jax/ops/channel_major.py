@@ -15,6 +15,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from terminator_jax.ops.order import after
 from terminator_jax.ops.partitioning import shared
 
+Axes = tuple[int, ...]
+
 
 def enter(x: jax.Array) -> jax.Array:
     """`(batch, *spatial, channels)` to `(channels, batch, *spatial)`."""
@@ -108,24 +110,33 @@ def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) ->
       (5, 2, 8, 8)
     """
     kernel, x = vary_alike(kernel.astype(x.dtype), x)
-    out = product(kernel, x.reshape(len(x), -1))
-    out = out.reshape(len(out), *x.shape[1:])
+    out = product(kernel, positions(x)).reshape(kernel.shape[1], *x.shape[1:])
     return out if bias is None else out + like(bias, out)
+
+
+def positions(x: jax.Array, axis: int = 1) -> jax.Array:
+    """All axes from `axis` on as one, where that is faster for a product: on a CPU.
+
+    The compilers of the others choose the layout in memory, which this would tie to them.
+    """
+    return x.reshape(*x.shape[:axis], -1) if jax.default_backend() == "cpu" else x
 
 
 @jax.custom_vjp
 def product(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    """`kernelᵀ x` of `(inputs, outputs)` and `(inputs, n)`, summed in float32 or wider.
+    """`kernelᵀ x` of `(inputs, outputs)` and `(inputs, *rest)`, summed in float32 or wider.
 
     The gradients are written out because those that `jnp.dot` has come out transposed, which costs
     a copy of every large map on a CPU.
     """
-    return _matmul(kernel.T, x)
+    return _contract(kernel, x, (0,), (0,))
 
 
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def _contract(a: jax.Array, b: jax.Array, axes_a: Axes, axes_b: Axes) -> jax.Array:
+    """The sum of products over these axes."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.matmul(a, b, preferred_element_type=wide).astype(a.dtype)
+    axes = ((axes_a, axes_b), ((), ()))
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=wide).astype(a.dtype)
 
 
 def _product_forward(kernel, x):
@@ -134,9 +145,10 @@ def _product_forward(kernel, x):
 
 def _product_backward(residuals, dy):
     kernel, x = residuals
-    dkernel = _matmul(x, dy.T)
+    rest = tuple(range(1, x.ndim))
+    dkernel = _contract(x, dy, rest, rest)
     # The map's gradient second, when nothing needs the map any more: often the largest there is.
-    return dkernel, _matmul(after(dkernel, kernel), dy)
+    return dkernel, _contract(after(dkernel, kernel), dy, (1,), (0,))
 
 
 product.defvjp(_product_forward, _product_backward)

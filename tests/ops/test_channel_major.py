@@ -1,0 +1,33 @@
+"""Products at every position of a channel-major map: each way against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nets import normal, relative
+
+from terminator_jax.ops import channel_major
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("size", [(), (5,), (4, 3)])
+def test_products(x64, monkeypatch, platform, size):
+    """With flattened positions as on a CPU, and with those of a map as elsewhere."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    x, kernel, bias, dy = normal(3, 2, *size), normal(3, 6), normal(6), normal(6, 2, *size)
+    y, pullback = jax.vjp(channel_major.pointwise, x, kernel, bias)
+    assert relative(y, jnp.tensordot(kernel, x, (0, 0)) + channel_major.like(bias, y)) < 1e-12
+    dx, dkernel, dbias = pullback(dy)
+    rest = tuple(range(1, x.ndim))
+    assert relative(dx, jnp.tensordot(kernel, dy, (1, 0))) < 1e-12
+    assert relative(dkernel, jnp.tensordot(x, dy, (rest, rest))) < 1e-12
+    assert relative(dbias, dy.sum(rest)) < 1e-12
+
+
+def test_sums_of_bfloat16_are_wide():
+    """1 + 256 ones: bfloat16 would stop counting at 256."""
+    x, kernel = jnp.ones((512, 1, 1), jnp.bfloat16), jnp.ones((512, 1), jnp.bfloat16)
+    assert float(channel_major.pointwise(x, kernel)[0, 0, 0]) == 512
+    np.testing.assert_array_equal(
+        jax.grad(lambda k: channel_major.pointwise(x, k).sum())(kernel), 1
+    )
