@@ -9,7 +9,8 @@ ARGS ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test mnist cifar10-look sequences tabular benchmark benchmark-step tpu-compile clean
+.PHONY: help train test mnist cifar10-look sequences tabular benchmark benchmark-step benchmark-context \
+	benchmark-peers tpu-compile clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):[^\#]*\#\# /  make \1\t/'
@@ -45,6 +46,14 @@ benchmark-step: $(VENV)/.train ## measure training steps, half an hour on a quie
 	@$(VENV)/bin/python benchmarks/step.py
 	@$(VENV)/bin/python benchmarks/input.py
 	@$(VENV)/bin/python benchmarks/growth.py
+
+benchmark-context: $(VENV)/.train ## measure layers for full context beside each other, minutes: docs/performance.md
+	@$(PIP_INSTALL) --editable '.[train,bench]'
+	@$(VENV)/bin/python benchmarks/context.py
+
+benchmark-peers: $(VENV)/.train ## measure layers beside PyTorch packages, minutes: docs/performance.md
+	@$(PIP_INSTALL) --editable '.[train,peers]'
+	@$(VENV)/bin/python benchmarks/peers.py
 
 # In an environment of its own, since libtpu disturbs processes that are for the CPU alone.
 tpu-compile: $(TPU_VENV)/.tpu ## compile the training step for TPUs, without one, an hour: docs/performance.md
