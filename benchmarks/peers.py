@@ -4,7 +4,9 @@
 
 Needs them: `pip install torch einops lambda-networks nonlinear-transformer` (the last one is
 imported as `heptapod`). Both sides have the same weights and meet the same arrays, in float32, in
-one process; what they compute is compared before it is timed.
+one process; their results are compared before they are timed. Their gradients are compared by the
+tests, with vectors of the packages, and not here: those that PyTorch 2.13 has of the lambda layer
+are not what its own finite differences give.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from lambda_networks import LambdaLayer as TorchLambdaLayer
 from terminator_jax.convert_lambda import lambda_layer_from_torch
 from terminator_jax.layers import LocalAttention2D
 
-TOLERANCE = 1e-4  # relative, of results and of gradients by the input
+TOLERANCE = 1e-4  # relative, of results
 
 
 class Pair(NamedTuple):
@@ -93,15 +95,13 @@ def compare(pair: Pair) -> tuple[calls.Calls, calls.Calls]:
 
     given = [placed(a) if pair.channels_first else torch.from_numpy(a.copy()) for a in (x, dy)]
     both = torch_calls(theirs, *given), calls.compiled(ours, x, dy)
-    expected = [a.detach().numpy() for a in both[0].gradient()]
+    expected, found = both[0].forward().numpy(), both[1].forward()[0]
     if pair.channels_first:
-        expected = [np.moveaxis(a, 1, -1) for a in expected]
-    (y, _), _, (_, dx) = both[1].gradient()
-    for name, found, wanted in zip(("results", "gradients"), (y, dx), expected, strict=True):
-        error = np.abs(found - wanted).max() / np.abs(wanted).max()
-        print(f"{name} differ by {error:.1e}")
-        if error > TOLERANCE:
-            raise SystemExit(f"the {name} are not the same")
+        expected = np.moveaxis(expected, 1, -1)
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    print(f"results differ by {error:.1e}")
+    if not error < TOLERANCE:
+        raise SystemExit("the results are not the same")
     return both
 
 
