@@ -19,7 +19,7 @@ def get_config():
     config.model.variant = "tiny"
     config.data.name = "sonnets"
     config.data.grid = (16, 16)
-    config.optimizer.name = "kar3"
-    config.optimizer.learning_rate = 0.001
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.003
     config.optimizer.warmup_epochs = 5.0
     return config

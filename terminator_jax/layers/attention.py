@@ -4,10 +4,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from terminator_jax.layers.initializers import uniform
 from terminator_jax.ops.attention import local_attention, rotary
+
+# Rows and columns from a position to where a head begins to look; heads beyond begin anew.
+NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0), (0, -2), (0, 2), (-2, 0), (2, 0))
+SHARPNESS = 4.0  # of that look: the biases' size
+CONTENTS = 0.1  # the kernels' size for queries and keys then, beside the usual
 
 
 class LocalAttention2D(nnx.Module):
@@ -69,10 +75,22 @@ class LocalAttention2D(nnx.Module):
         if project:
             kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
             init = uniform(math.sqrt(3 / channels))
-            self.qkv = nnx.Linear(
-                channels, 3 * channels, kernel_init=init, bias_init=_patterns, **kinds
-            )
+            self.qkv = nnx.Linear(channels, 3 * channels, kernel_init=init, **kinds)
             self.out = nnx.Linear(channels, channels, kernel_init=init, **kinds)
+            if turn:
+                self._look_around()
+
+    def _look_around(self) -> None:
+        """Lets each head begin by looking at one neighbour of every position, whatever is there.
+
+        From queries and keys of the contents alone a model would stay for long where every position
+        in the window counts alike.
+        """
+        both = 2 * self.channels
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        self.qkv.kernel.set_value(kernel.at[:, :both].multiply(CONTENTS))
+        looks = _looks(self.heads, self.channels // self.heads, self.base)
+        self.qkv.bias.set_value(bias.at[:both].set(looks.astype(bias.dtype)))
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """`(batch, rows, columns, channels)` to the same.
@@ -95,13 +113,17 @@ class LocalAttention2D(nnx.Module):
         return self.out(y) if self.project else y
 
 
-def _patterns(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Initial biases of queries and keys, of deviation 1, and of values, 0.
+def _looks(heads: int, features: int, base: float) -> np.ndarray:
+    """Biases of queries and keys whose product, turned, is largest where each head is to look.
 
-    Turned, those of a query and a key meet in a product that depends on how far apart they are, and
-    so each head begins with a pattern of its own. From a bias of 0 a model would stay for long
-    where every position in the window counts alike.
+    Queries and keys of a head are the same wave along rows and columns, the keys' moved by how far
+    away it looks.
     """
-    third = shape[0] // 3
-    values = uniform(math.sqrt(3))(key, (2 * third,), dtype)
-    return jnp.concatenate([values, jnp.zeros(third, dtype)])
+    pairs = features // 4
+    speeds = base ** (-np.arange(pairs) / pairs)
+    query, key = np.zeros((2, heads, 2, 2, pairs))
+    query[:, :, 0] = SHARPNESS
+    for head in range(heads):
+        for axis, away in enumerate(NEIGHBOURS[head % len(NEIGHBOURS)]):
+            key[head, axis] = SHARPNESS * np.cos(speeds * away), -SHARPNESS * np.sin(speeds * away)
+    return np.concatenate([query.ravel(), key.ravel()])

@@ -11,6 +11,7 @@ from golden_data import load
 from nets import filled, normal, relative
 
 from terminator_jax.layers import LocalAttention2D
+from terminator_jax.layers.attention import NEIGHBOURS
 from terminator_jax.ops.attention import attention_reference, rotary
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -76,13 +77,25 @@ def test_dtypes():
 
 
 def test_initial_values():
-    """Projections keep the deviation, and heads have patterns of their own."""
-    layer = LocalAttention2D(64, 2, rngs=nnx.Rngs(0))
-    for linear in (layer.qkv, layer.out):
-        assert abs(np.std(linear.kernel[...]) * 8 - 1) < 0.05
-    queries_and_keys, values = np.split(np.asarray(layer.qkv.bias[...]), [128])
-    assert abs(np.std(queries_and_keys) - 1) < 0.2
-    assert (values == 0).all() and (layer.out.bias[...] == 0).all()
+    """Values and results keep the deviation; without turns, queries and keys do as well."""
+    layer, still = (LocalAttention2D(64, 2, turn=turn, rngs=nnx.Rngs(0)) for turn in (True, False))
+    for kernel in (still.qkv.kernel, still.out.kernel, layer.out.kernel):
+        assert abs(np.std(kernel[...]) * 8 - 1) < 0.05
+    assert abs(np.std(layer.qkv.kernel[...][:, 128:]) * 8 - 1) < 0.05
+    assert abs(np.std(layer.qkv.kernel[...][:, :128]) * 80 - 1) < 0.05
+    for bias in (still.qkv.bias, still.out.bias, layer.out.bias):
+        assert (bias[...] == 0).all()
+
+
+def test_heads_begin_with_neighbours():
+    """Each looks one or two positions away, half of its weight or more at the one it is to see."""
+    layer = LocalAttention2D(128, 2, heads=8, rngs=nnx.Rngs(0))
+    q, k, _ = jnp.split(jnp.broadcast_to(layer.qkv.bias[...], (1, 9, 9, 384)), 3, axis=-1)
+    q, k = (rotary(x.reshape(1, 9, 9, 8, 16)) for x in (q, k))
+    scores = jnp.einsum("hd,rchd->hrc", q[0, 4, 4], k[0, 2:7, 2:7]) / 4
+    weights = jax.nn.softmax(scores.reshape(8, 25), axis=-1).reshape(8, 5, 5)
+    for (row, column), own in zip(NEIGHBOURS, weights, strict=True):
+        assert own[2 + row, 2 + column] == own.max() > 0.5
 
 
 @pytest.mark.parametrize(
