@@ -9,7 +9,7 @@ ARGS ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test mnist cifar10-look sequences tabular benchmark benchmark-step benchmark-context \
+.PHONY: help train test mnist cifar10-look sequences lambda-networks shakespeare2d tabular benchmark benchmark-step benchmark-context \
 	benchmark-peers tpu-compile clean
 
 help: ## show this list
@@ -34,6 +34,16 @@ cifar10-look: $(VENV)/.train ## two epochs on a tenth of CIFAR-10
 sequences: $(VENV)/.train ## train on sequences of pixels: MNIST in order and permuted, an hour each
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist $(ARGS)
 	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist $(ARGS)
+
+lambda-networks: $(VENV)/.train ## train lambda networks and plain twins on digits and MNIST: an hour
+	@for data in digits mnist; do for network in lambda resnet; do \
+	  $(VENV)/bin/python -m terminator_jax.train --config=experiments/$${network}_$${data}.py \
+	    --workdir=runs/$${network}_$${data} $(ARGS) || exit; done; done
+
+shakespeare2d: $(VENV)/.train ## train on Tiny Shakespeare and fill grids with text: half an hour
+	@$(VENV)/bin/python -m terminator_jax.train --config=experiments/shakespeare2d.py \
+	  --workdir=runs/shakespeare2d $(ARGS)
+	@$(VENV)/bin/python benchmarks/decoding.py runs/shakespeare2d
 
 tabular: $(VENV)/.train ## tables of scikit-learn beside its own models, three minutes: docs/results.md
 	@$(VENV)/bin/python benchmarks/tabular.py

@@ -28,7 +28,7 @@ SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 ROUNDS = (1, 2, 4, 8, 16, 32, 64)
 SHOWN = (1, 8, 64)  # rounds whose first grid is printed
 OPTIONS = dict(temperature=0.8, top_k=0, seed=0)
-PROMPT, AT_ROW, AT_COLUMN = "the king", 7, 10
+PROMPT, AT_ROW, AT_COLUMN = "the king", 3, 12
 
 
 def losses(workdir: Path) -> str:

@@ -12,7 +12,7 @@ from terminator_jax.training.config import default_config
 def get_config():
     """What differs from `default_config()`."""
     config = default_config()
-    config.epochs = 6
+    config.epochs = 10
     config.batch_size = 128
     config.eval_batch_size = 200
     config.model.name = "lambda_resnet"
