@@ -80,7 +80,7 @@ def rounds_table(task, model, judge: Judge, real: Text, count: int) -> tuple[str
     grid, rows, shown = task.config.data.grid, [], []
     tokens, hidden = (np.broadcast_to(x, (count, *grid)) for x in generation.begin(grid))
     for rounds in ROUNDS:
-        for _ in generation.fill(model, tokens, hidden, rounds=1, **OPTIONS):
+        for _ in generation.fill(model, tokens, hidden, rounds=2, **OPTIONS):
             pass  # compiles
         start = time.perf_counter()
         *_, (filled, _) = generation.fill(model, tokens, hidden, rounds=rounds, **OPTIONS)

@@ -3,7 +3,8 @@ r"""As `lambda_digits.py`, a residual network of about as many parameters withou
     python -m terminator_jax.train \
         --config=experiments/resnet_digits.py --workdir=runs/resnet_digits
 
-Reaches: ?. Takes: 48 seconds on 2 shared CPU cores, compiling included. Needs no network.
+Reaches: all 360 of the held-out fifth at the end. Takes: 51 seconds of one CPU core, compiling
+included. Needs no network.
 """
 
 from terminator_jax.training.config import default_config
