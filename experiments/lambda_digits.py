@@ -3,8 +3,8 @@ r"""A small LambdaResNet on the bundled digits of scikit-learn (1,797 pictures o
     python -m terminator_jax.train \
         --config=experiments/lambda_digits.py --workdir=runs/lambda_digits
 
-Reaches: 99.2 % on the held-out fifth at the end (357 of 360), at best one more. Takes: 74 seconds of
-one CPU core, compiling included. Needs no network.
+Reaches: 99.2 % on the held-out fifth at the end (357 of 360), at best one more. Takes: 74 seconds
+of one CPU core, compiling included. Needs no network.
 """
 
 from terminator_jax.training.config import default_config

@@ -3,9 +3,9 @@
     python -m terminator_jax.train --config=experiments/text2d.py --workdir=runs/text2d
     python -m terminator_jax.generate runs/text2d --prompt="my love" --at=7,5
 
-Reaches: 2.49 nats for a byte of the last sonnets with half of the bytes hidden; frequencies of bytes
-give 3.09, of bytes after the right one before 2.33: the text is short. Takes: 3 minutes of one CPU
-core. Needs no network.
+Reaches: 2.49 nats for a byte of the last sonnets with half of the bytes hidden; frequencies of
+bytes give 3.09, of bytes after the right one before 2.33: the text is short. Takes: 3 minutes of
+one CPU core. Needs no network.
 """
 
 from terminator_jax.training.config import default_config
