@@ -130,7 +130,7 @@ def test_variants():
         count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
         assert 0.9 * limit < count < limit, (name, count)
     config = NonLinearTransformerConfig.shakespeare(layers=7)
-    assert config.windows == (4, 4, None, 4, 4, None, 4)
+    assert config.windows == (3, 3, 3, None, 3, 3, 3)
     assert config.mask_token == 256
 
 
