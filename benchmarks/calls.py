@@ -1,5 +1,6 @@
 """A layer compiled, by itself and with its gradients, as calls to be measured."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,17 +23,21 @@ def compiled(layer: nnx.Module, x: np.ndarray, dy: np.ndarray) -> Calls:
     """
     graph, params, other = nnx.split(layer, nnx.Param, ...)
 
-    def forward(params, other, x, dy):
+    def forward(params, other, x):
         merged = nnx.merge(graph, params, other, copy=True)
         return merged(x), nnx.state(merged, nnx.Not(nnx.Param))
 
     def both(params, other, x, dy):
-        y, pullback, after = jax.vjp(lambda p, x: forward(p, other, x, dy), params, x, has_aux=True)
+        y, pullback, after = jax.vjp(lambda p, x: forward(p, other, x), params, x, has_aux=True)
         return y, after, pullback(dy)
 
-    arrays = jax.device_put((params, other, x, dy))
-    programs = [jax.jit(f).lower(*arrays).compile() for f in (forward, both)]
-    return Calls(*(lambda p=p: jax.block_until_ready(p(*arrays)) for p in programs))
+    given = jax.device_put((params, other, x, dy))
+    return Calls(_call(forward, *given[:3]), _call(both, *given))
+
+
+def _call(function: Callable, *arrays) -> timing.Call:
+    program = jax.jit(function).lower(*arrays).compile()
+    return lambda: jax.block_until_ready(program(*arrays))
 
 
 def parameters(layer: nnx.Module) -> int:

@@ -8,12 +8,12 @@ float32.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import calls
+import growth
 import numpy as np
 import report
 import timing
@@ -85,6 +85,10 @@ class Cost(NamedTuple):
     parameters: int
 
 
+# What grows with a map, of a layer with gradients.
+MEASURES = {"milliseconds": lambda c: c.gradient * 1e3, "MB": lambda c: c.gradient_bytes / 1e6}
+
+
 def measure(n: int) -> dict[str, Cost]:
     """What each way costs on maps of n×n."""
     rng = np.random.default_rng(0)
@@ -113,13 +117,12 @@ def row(name: str, found: dict[int, dict[str, Cost]], cells: Callable[[Cost], st
 def tables(found: dict[int, dict[str, Cost]]) -> str:
     """Time, memory and parameters."""
     head = ["layer", *(f"{n}×{n}" for n in found)]
-    megabytes = lambda b: f"{b / 1e6:.0f}"  # noqa: E731
     kinds = {
         "Milliseconds forward / with all gradients:": lambda c: (
             f"{c.forward * 1e3:.3g} / {c.gradient * 1e3:.3g}"
         ),
         "Peak memory, MB, forward / with all gradients:": lambda c: (
-            f"{megabytes(c.forward_bytes)} / {megabytes(c.gradient_bytes)}"
+            f"{c.forward_bytes / 1e6:.0f} / {c.gradient_bytes / 1e6:.0f}"
         ),
         "Parameters:": lambda c: f"{c.parameters:,}",
     }
@@ -135,12 +138,11 @@ def powers(found: dict[int, dict[str, Cost]]) -> str:
     """How time and memory grow with the positions."""
     rows = []
     for name in WAYS:
-        series = [(n * n, costs[name]) for n, costs in found.items() if name in costs and n >= 16]
-        positions = [math.log(n) for n, _ in series]
-        fitted = [
-            np.polyfit(positions, [math.log(max(1, value(c))) for _, c in series], 1)[0]
-            for value in (lambda c: c.gradient * 1e9, lambda c: c.gradient_bytes)
-        ]
+        large = {n * n: costs[name] for n, costs in found.items() if name in costs and n >= 16}
+        fitted = (
+            growth.power(list(large), [max(1e-9, value(cost)) for cost in large.values()])
+            for value in MEASURES.values()
+        )
         rows.append([name, *(f"{power:.2f}" for power in fitted)])
     return report.table(["layer", "time", "memory"], rows)
 
@@ -154,11 +156,7 @@ def plot(found: dict[int, dict[str, Cost]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    panels = [
-        ("milliseconds", lambda c: c.gradient * 1e3),
-        ("MB", lambda c: c.gradient_bytes / 1e6),
-    ]
-    for axis, (label, value) in zip(axes, panels, strict=True):
+    for axis, (label, value) in zip(axes, MEASURES.items(), strict=True):
         for name in WAYS:
             points = [(n, value(costs[name])) for n, costs in found.items() if name in costs]
             local = "×" in name

@@ -79,9 +79,9 @@ def rounds_table(task, model, judge: Judge, real: Text, count: int) -> tuple[str
     """A row for each number of rounds and one for real text, and some of the grids."""
     grid, rows, shown = task.config.data.grid, [], []
     tokens, hidden = (np.broadcast_to(x, (count, *grid)) for x in generation.begin(grid))
+    for _ in generation.fill(model, tokens, hidden, rounds=2, **OPTIONS):
+        pass  # compiles
     for rounds in ROUNDS:
-        for _ in generation.fill(model, tokens, hidden, rounds=2, **OPTIONS):
-            pass  # compiles
         start = time.perf_counter()
         *_, (filled, _) = generation.fill(model, tokens, hidden, rounds=rounds, **OPTIONS)
         seconds = (time.perf_counter() - start) / count
