@@ -2,8 +2,8 @@
 
 `local_attention` computes it in tiles: some rows and columns of queries at once meet the keys
 around them in one matrix product, as large as it has to be to reach them all. Nothing is gathered
-position by position, and the gradient computes each tile again instead of keeping its weights.
-`attention_reference` is the definition that it is tested against.
+position by position. The gradient computes weights again, tile by tile, unless a position has no
+more of them than features. `attention_reference` is the definition that it is tested against.
 """
 
 import functools
@@ -233,7 +233,7 @@ def _attention(
 
 
 def _forward(tiles, q, k, v, mask=None):
-    whole, wide = _whole_tiles(tiles, q), jnp.promote_types(q.dtype, jnp.float32)
+    whole, keeps = _whole_tiles(tiles, q), _keeps_weights(tiles, q)
 
     def tile(n):
         first, reached = tiles.corners(n)
@@ -241,42 +241,55 @@ def _forward(tiles, q, k, v, mask=None):
         scores, seen = _scores(tiles, n, _cut(whole, first, _size(tiles)), keys, mask)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.where(seen, jnp.exp(scores - largest), 0)
-        total = jnp.maximum(jnp.sum(weights, -1, keepdims=True), jnp.finfo(wide).tiny)
+        total = jnp.sum(weights, -1, keepdims=True)
+        total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
         out = _product("bhqk,bhkd->bhqd", weights.astype(v.dtype), values) / total
-        return out.astype(q.dtype), largest + jnp.log(total)
+        return out.astype(q.dtype), weights / total if keeps else largest + jnp.log(total)
 
-    outs, totals = jax.lax.map(tile, jnp.arange(math.prod(tiles.grid)))
-    out = _joined(tiles, outs)
-    return out, (q, k, v, mask, out, totals)
+    outs, kept = jax.lax.map(tile, jnp.arange(math.prod(tiles.grid)))
+    return _joined(tiles, outs), (q, k, v, mask, kept)
 
 
 def _backward(tiles, residuals, gradient):
-    q, k, v, mask, out, totals = residuals
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    inner = jnp.sum(out.astype(wide) * gradient.astype(wide), axis=-1, keepdims=True)
-    whole = [_whole_tiles(tiles, x) for x in (q, gradient, inner)]
+    q, k, v, mask, kept = residuals
+    keeps = _keeps_weights(tiles, q)
+    whole = [_whole_tiles(tiles, x) for x in (q, gradient)]
 
     def tile(sums, tile):
-        (n, total), (first, reached) = tile, tiles.corners(tile[0])
-        queries, dout, own = (_cut(x, first, _size(tiles)) for x in whole)
+        (n, own), (first, reached) = tile, tiles.corners(tile[0])
+        queries, dout = (_cut(x, first, _size(tiles)) for x in whole)
         keys, values = (_cut(x, reached, tiles.reach) for x in (k, v))
-        scores, seen = _scores(tiles, n, queries, keys, mask)
-        weights = jnp.where(seen, jnp.exp(scores - total), 0)
+        weights = own if keeps else _weights(tiles, n, queries, keys, mask, own)
         dweights = _product("bhqd,bhkd->bhqk", dout, values)
-        dscores = weights * (dweights - own) / math.sqrt(q.shape[-1])
-        dscores = dscores.astype(q.dtype)
+        dscores = weights * (dweights - jnp.sum(weights * dweights, -1, keepdims=True))
+        dscores = (dscores / math.sqrt(q.shape[-1])).astype(q.dtype)
         dq = _product("bhqk,bhkd->bhqd", dscores, keys)
         dk = _product("bhqk,bhqd->bhkd", dscores, queries)
         dv = _product("bhqk,bhqd->bhkd", weights.astype(v.dtype), dout)
         sums = [_added(s, d, reached, tiles.reach) for s, d in zip(sums, (dk, dv), strict=True)]
         return sums, dq.astype(q.dtype)
 
+    wide = jnp.promote_types(q.dtype, jnp.float32)
     sums = [jnp.zeros_like(x, wide) for x in (k, v)]
-    (dk, dv), dq = jax.lax.scan(tile, sums, (jnp.arange(math.prod(tiles.grid)), totals))
+    (dk, dv), dq = jax.lax.scan(tile, sums, (jnp.arange(math.prod(tiles.grid)), kept))
     return _joined(tiles, dq), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _keeps_weights(tiles: Tiles, q: jax.Array) -> bool:
+    """Whether the gradient finds a tile's weights kept: where they are no more than its queries.
+
+    Else it finds the logarithms of their sums, and computes them again.
+    """
+    return math.prod(tiles.reach) <= q.shape[-1]
+
+
+def _weights(tiles, n, queries, keys, mask, total):
+    """The weights of tile n again, from the logarithms of their sums."""
+    scores, seen = _scores(tiles, n, queries, keys, mask)
+    return jnp.where(seen, jnp.exp(scores - total), 0)
 
 
 def _scores(tiles, n, queries, keys, mask):

@@ -30,13 +30,15 @@ def results(function, arrays, window, mask):
     return jax.jit(run)(*arrays)
 
 
+@pytest.mark.parametrize("features", [4, 128])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("rows", "columns", "window"),
     [(6, 7, 2), (1, 9, 1), (17, 5, 3), (5, 40, 4), (7, 7, 0), (4, 6, 20), (6, 5, None)],
 )
-def test_it_is_its_definition(x64, rows, columns, window, masked):
-    arrays = inputs((2, rows, columns, 3, 4))
+def test_it_is_its_definition(x64, rows, columns, window, masked, features):
+    """Also where the gradient finds the weights kept: with more features than keys."""
+    arrays = inputs((2, rows, columns, 3, features))
     mask = jnp.asarray(np.random.default_rng(3).random((2, rows, columns)) > 0.4)
     mask = mask if masked else None
     found, expected = (
