@@ -111,7 +111,7 @@ def rows(name: str, pair: Pair) -> list[list[str]]:
     table = []
     for kind in calls.Calls._fields:
         both = dict(theirs=getattr(theirs, kind), ours=getattr(ours, kind))
-        seconds = timing.medians(both, repeats=5, seconds=10)
+        seconds = timing.medians(both, repeats=25, seconds=15)
         peaks = {who: timing.peak_bytes(call) for who, call in both.items()}
         table.append([
             name if kind == "forward" else "… with gradients",
