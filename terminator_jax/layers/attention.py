@@ -102,11 +102,11 @@ class LocalAttention2D(nnx.Module):
         """
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"expected (batch, rows, columns, {self.channels}), got {x.shape}")
+        shape = (*x.shape[:3], self.heads, -1)
         if self.project:
-            parts = jnp.split(self.qkv(x), 3, axis=-1)
+            q, k, v = (part.reshape(shape) for part in jnp.split(self.qkv(x), 3, axis=-1))
         else:
-            parts = [x if self.dtype is None else x.astype(self.dtype)] * 3
-        q, k, v = (part.reshape(*x.shape[:3], self.heads, -1) for part in parts)
+            q = k = v = jnp.asarray(x, self.dtype).reshape(shape)
         if self.turn:
             q, k = rotary(q, self.base), rotary(k, self.base)
         y = local_attention(q, k, v, self.window, mask=mask).reshape(x.shape)

@@ -38,7 +38,7 @@ def local_attention(
     Args:
       q: `(batch, rows, columns, heads, features)`.
       k: as q.
-      v: as q.
+      v: as q; where it is the very array k, less is read and computed.
       window: how many rows and columns away a position sees, so that there are `(2 window + 1)²`
         of them, less at the border; None for all.
       mask: bool, `(batch, rows, columns)`, False where there is nothing to be seen; None if there
@@ -60,10 +60,11 @@ def local_attention(
     check(q, k, v, window, mask)
     rows, columns = q.shape[1:3]
     tiles = best_tiles(rows, columns, max(rows, columns) if window is None else window)
-    arrays = [jnp.moveaxis(x, 3, 1) for x in (q, k, v)]
-    if mask is not None:
-        arrays.append(mask[:, None, :, :, None])
-    return jnp.moveaxis(_attention(tiles, *vary_alike(*arrays)), 1, 3)
+    arrays = [jnp.moveaxis(x, 3, 1) for x in ((q, k) if v is k else (q, k, v))]
+    masks = [] if mask is None else [mask[:, None, :, :, None]]
+    q, *rest = vary_alike(*arrays, *masks)
+    kv = tuple(rest[: len(arrays) - 1])
+    return jnp.moveaxis(_attention(tiles, q, kv, *rest[len(kv) :]), 1, 3)
 
 
 def attention_reference(
@@ -222,57 +223,59 @@ def best_tiles(rows: int, columns: int, window: int) -> Tiles:
 
 
 # In what follows, arrays are (batch, heads, rows, columns, features), those of a tile (batch,
-# heads, positions, features), and its scores (batch, heads, queries, keys).
+# heads, positions, features), and its scores (batch, heads, queries, keys). `kv` holds keys and
+# values, or one array that is both.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    tiles: Tiles, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+    tiles: Tiles, q: jax.Array, kv: tuple[jax.Array, ...], mask: jax.Array | None = None
 ) -> jax.Array:
-    return _forward(tiles, q, k, v, mask)[0]
+    return _forward(tiles, q, kv, mask)[0]
 
 
-def _forward(tiles, q, k, v, mask=None):
+def _forward(tiles, q, kv, mask=None):
     whole, keeps = _whole_tiles(tiles, q), _keeps_weights(tiles, q)
 
     def tile(n):
         first, reached = tiles.corners(n)
-        keys, values = (_cut(x, reached, tiles.reach) for x in (k, v))
+        keys, values = (_cut(x, reached, tiles.reach) for x in (kv[0], kv[-1]))
         scores, seen = _scores(tiles, n, _cut(whole, first, _size(tiles)), keys, mask)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.where(seen, jnp.exp(scores - largest), 0)
         total = jnp.sum(weights, -1, keepdims=True)
         total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
-        out = _product("bhqk,bhkd->bhqd", weights.astype(v.dtype), values) / total
+        out = _product("bhqk,bhkd->bhqd", weights.astype(q.dtype), values) / total
         return out.astype(q.dtype), weights / total if keeps else largest + jnp.log(total)
 
     outs, kept = jax.lax.map(tile, jnp.arange(math.prod(tiles.grid)))
-    return _joined(tiles, outs), (q, k, v, mask, kept)
+    return _joined(tiles, outs), (q, kv, mask, kept)
 
 
 def _backward(tiles, residuals, gradient):
-    q, k, v, mask, kept = residuals
+    q, kv, mask, kept = residuals
     keeps = _keeps_weights(tiles, q)
     whole = [_whole_tiles(tiles, x) for x in (q, gradient)]
 
     def tile(sums, tile):
         (n, own), (first, reached) = tile, tiles.corners(tile[0])
         queries, dout = (_cut(x, first, _size(tiles)) for x in whole)
-        keys, values = (_cut(x, reached, tiles.reach) for x in (k, v))
+        keys, values = (_cut(x, reached, tiles.reach) for x in (kv[0], kv[-1]))
         weights = own if keeps else _weights(tiles, n, queries, keys, mask, own)
         dweights = _product("bhqd,bhkd->bhqk", dout, values)
         dscores = weights * (dweights - jnp.sum(weights * dweights, -1, keepdims=True))
         dscores = (dscores / math.sqrt(q.shape[-1])).astype(q.dtype)
         dq = _product("bhqk,bhkd->bhqd", dscores, keys)
         dk = _product("bhqk,bhqd->bhkd", dscores, queries)
-        dv = _product("bhqk,bhqd->bhkd", weights.astype(v.dtype), dout)
-        sums = [_added(s, d, reached, tiles.reach) for s, d in zip(sums, (dk, dv), strict=True)]
+        dv = _product("bhqk,bhqd->bhkd", weights.astype(q.dtype), dout)
+        both = (dk, dv) if len(kv) == 2 else (dk + dv,)
+        sums = [_added(s, d, reached, tiles.reach) for s, d in zip(sums, both, strict=True)]
         return sums, dq.astype(q.dtype)
 
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    sums = [jnp.zeros_like(x, wide) for x in (k, v)]
-    (dk, dv), dq = jax.lax.scan(tile, sums, (jnp.arange(math.prod(tiles.grid)), kept))
-    return _joined(tiles, dq), dk.astype(k.dtype), dv.astype(v.dtype), None
+    sums = [jnp.zeros_like(x, wide) for x in kv]
+    dkv, dq = jax.lax.scan(tile, sums, (jnp.arange(math.prod(tiles.grid)), kept))
+    return _joined(tiles, dq), tuple(d.astype(q.dtype) for d in dkv), None
 
 
 _attention.defvjp(_forward, _backward)

@@ -64,6 +64,19 @@ def test_it_does_not_depend_on_the_tiles(x64, monkeypatch, tile):
         assert relative(one, other) < 1e-12
 
 
+def test_keys_that_are_the_values_too(x64):
+    """Their gradient is the sum of both."""
+    q, k, _ = inputs(SHAPE)
+
+    def shared(q, k, window, mask):
+        return local_attention(q, k, k, window, mask=mask)
+
+    out, dq, dk = results(shared, [q, k], 1, None)
+    expected = results(attention_reference, [q, k, k], 1, None)
+    for one, other in zip((out, dq, dk), (*expected[:2], sum(expected[2:])), strict=True):
+        assert relative(one, other) < 1e-12
+
+
 def test_the_definition_position_by_position(x64):
     q, k, v = map(np.asarray, inputs(SHAPE))
     mask = np.random.default_rng(3).random(SHAPE[:3]) > 0.4
