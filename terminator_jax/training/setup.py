@@ -67,7 +67,8 @@ class Run(NamedTuple):
     def new_state(self) -> TrainState:
         """The state before the first step, on every device."""
         _, params, other = split(self.task.make_model())
-        state = new_state(params, other, self.solver, self.config.seed)
+        # Packed in the memory of this process: without a program for each shape.
+        state = new_state(jax.device_get(params), other, self.solver, self.config.seed)
         return self.mode.replicate(state)
 
     def named(self, state: TrainState) -> TrainState:

@@ -1,5 +1,6 @@
 """Normalization, losses and scores of a task, its optimizer and schedule."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +88,13 @@ def test_float64_parameters(x64):
         jnp.dtype("float64")
     }
     assert task.inputs(jnp.zeros((1, 2, 2, 1), jnp.uint8)).dtype == jnp.float64
+
+
+def test_initial_values_are_those_of_the_seed(unoptimized):
+    task = make_task(configs.read(TINY, ["--config.seed=5"]))
+    made = nnx.state(task.make_model())
+    other = nnx.state(task.family.module(task.model_config, rngs=nnx.Rngs(5)))
+    chex.assert_trees_all_equal(nnx.to_pure_dict(made), nnx.to_pure_dict(other))
 
 
 def two_blocks(*flags):
