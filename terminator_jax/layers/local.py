@@ -11,7 +11,14 @@ from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.convolution import convolve_each, fft_conv
-from terminator_jax.ops.standardize import AxisName, batch_standardize, standardize
+from terminator_jax.ops.standardize import (
+    EPSILON,
+    AxisName,
+    across,
+    batch_standardize,
+    moments,
+    normalize,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +105,12 @@ class LocalBranches(nnx.Module):
         return "causal" if self.causal else "same"
 
     def channel_major(self, maps: Mapping[str, jax.Array]) -> jax.Array:
-        """The same of channel-major maps, `(channels, batch, *spatial)`, joined along channels.
+        """The same of channel-major maps, `(channels, batch, *spatial)`, joined along channels."""
+        y = self.mixed(maps)
+        return self.activated(y, self.statistics(y), self.scalar[...])
+
+    def mixed(self, maps: Mapping[str, jax.Array]) -> jax.Array:
+        """The joined channel-major maps before `activated`.
 
         All branches are computed together: a quarter of the operations to compile.
         """
@@ -115,11 +127,20 @@ class LocalBranches(nnx.Module):
             padding=self._padding,
             correlate=True,
         )
-        y = self._mixed(y)
+        return self._mixed(y)
+
+    def statistics(self, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the joined maps, for `activated`: the moments of BS."""
         space, running = channel_major.statistics(y, self.causal)
-        y = standardize(y, (1, *space), running=running, axis_name=self.axis_name, activate=True)
-        scalars = jnp.repeat(self.scalar[...], len(y) // len(self.branches))
-        return y + channel_major.like(scalars, y)
+        return across(moments(y, (1, *space), running=running), self.axis_name)
+
+    @staticmethod
+    def activated(
+        y: jax.Array, statistics: tuple[jax.Array, jax.Array], scalars: jax.Array
+    ) -> jax.Array:
+        """BS, GELU and each branch's scalar."""
+        y = normalize(y, *statistics, EPSILON, activate=True)
+        return y + channel_major.like(jnp.repeat(scalars, len(y) // len(scalars)), y)
 
     def _mixed(self, y: jax.Array) -> jax.Array:
         """Each branch's map, one after the other along the channels, through its own mixer.

@@ -17,6 +17,7 @@ from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import channel_major, hyperzzw
 from terminator_jax.ops.activation import gated
+from terminator_jax.ops.rematerialize import rematerialized_on_cpu
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
@@ -217,12 +218,12 @@ class SFNEBlock(nnx.Module):
         """
         self._check(x, skips)
         x = x if self.dtype is None else x.astype(self.dtype)
-        maps = self._maps(x, kernels or SlowKernels(*evaluate(self.slow_nets())))
-        maps |= {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
+        kernels = kernels or SlowKernels(*evaluate(self.slow_nets()))
+        skips = {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
         _, running = channel_major.statistics(x, self.causal)
         y = standardize_groups(
-            self._mix(maps), self.groups, batch_axis=1, channel_axis=0, running=running,
-            axis_name=self.axis_name, activate=True,
+            self._mixed(x, skips, kernels), self.groups, batch_axis=1, channel_axis=0,
+            running=running, axis_name=self.axis_name, activate=True,
         )  # fmt: skip
         return self.dropped(y + self.bias[...].astype(y.dtype), rngs)
 
@@ -231,18 +232,21 @@ class SFNEBlock(nnx.Module):
         scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
         return y if scale is None else y * channel_major.like(scale.T, y)
 
-    def _maps(self, x: jax.Array, kernels: SlowKernels) -> dict[str, jax.Array]:
-        """What the bottleneck reads, but for the skips."""
+    def _mixed(self, x: jax.Array, skips: dict[str, jax.Array], kernels: SlowKernels) -> jax.Array:
+        """The result before its standardization."""
         hyper = x * channel_major.enter(kernels.hyper)[:, None].astype(x.dtype)
         f, u = self._projected(x, hyper)
         h = self._gated(x, kernels.gate)
         operator = hyperzzw.operator_named(self.operator)
         results = operator(hyper, [f, u, h], causal=self.causal)
         o, o_u, o_h = (self._scaled(result) for result in results)
-        s = gated(o, o)
-        local = self.local.channel_major(dict(x=x, u=u, h=h))
-        i = self._interact(o, x, kernels)
-        return dict(o=o, o_u=o_u, o_h=o_h, s=s, i=i, f=f, local=local)
+        local = self.local.mixed(dict(x=x, u=u, h=h))
+        # All that the bottleneck reads is larger than what it is made of: gradients make it again.
+        return rematerialized_on_cpu(self._bottleneck)(
+            (o, self._exponents(o, kernels), self.local.statistics(local)),
+            dict(o_u=o_u, o_h=o_h, f=f, **skips), x, local, self.local.scalar[...],
+            self._rows(skips),
+        )  # fmt: skip
 
     def _standardize(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
         """IS."""
@@ -269,39 +273,73 @@ class SFNEBlock(nnx.Module):
         bias1 = jnp.pad(bias1, (0, self.channels))  # the mixer's would be standardized away
         k1, q1, u = jnp.split(channel_major.pointwise(x, kernel1, bias1), 3)
         k2, q2 = jnp.split(channel_major.pointwise(hyper, *self.rgu2.projections()), 2)
-        activated = [
-            self._standardize(k * q, activate=True) + rgu.position[...].astype(x.dtype)[None, None]
-            for rgu, k, q in ((self.rgu1, k1, q1), (self.rgu2, k2, q2))
-        ]
         kernel = jnp.concatenate([self.rgu1.y.kernel[...], self.rgu2.y.kernel[...]])
-        f = channel_major.pointwise(channel_major.gather(activated), kernel)
+        positions = [rgu.position[...].astype(x.dtype) for rgu in (self.rgu1, self.rgu2)]
+        f = rematerialized_on_cpu(self._units)((k1, k2), (q1, q2), positions, kernel)
         return self._standardize(f), self._standardize(u)
 
-    def _interact(self, o: jax.Array, x: jax.Array, kernels: SlowKernels) -> jax.Array:
-        """The hyper interaction of (o, x)."""
+    def _units(
+        self,
+        ks: tuple[jax.Array, jax.Array],
+        qs: tuple[jax.Array, jax.Array],
+        positions: list[jax.Array],
+        kernel: jax.Array,
+    ) -> jax.Array:
+        """Both recursive gated units, from their projections on."""
+        activated = [
+            self._standardize(k * q, activate=True) + position[None, None]
+            for k, q, position in zip(ks, qs, positions, strict=True)
+        ]
+        return channel_major.pointwise(channel_major.gather(activated), kernel)
+
+    def _exponents(self, o: jax.Array, kernels: SlowKernels) -> tuple[jax.Array, jax.Array]:
+        """Of the hyper interaction of (o, x): by channel and by position."""
         space, running = channel_major.statistics(o, self.causal)
         mean = average(o, space, running=running)
         channel = hyperzzw.twice(mean, channel_major.like(kernels.channel, mean))
-        spatial = hyperzzw.twice(average(o, (0,)), kernels.spatial[None, None])
-        return gated(x, channel * spatial)
+        return channel, hyperzzw.twice(average(o, (0,)), kernels.spatial[None, None])
 
-    def _mix(self, maps: dict[str, jax.Array]) -> jax.Array:
-        """The bottleneck; a tiled map counts once, with the sum of its copies' weights.
+    def _bottleneck(
+        self,
+        late: tuple[jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+        maps: dict[str, jax.Array],
+        x: jax.Array,
+        local: jax.Array,
+        scalars: jax.Array,
+        kernel: jax.Array,
+    ) -> jax.Array:
+        """The bottleneck, with all that it reads made on the way.
 
         Without its bias, which the standardization that follows takes away.
+
+        Args:
+          late: o, the exponents of the hyper interaction and the statistics of the local maps.
+          maps: what it reads as it is.
+          x: what the hyper interaction gates.
+          local: the local maps before their standardization.
+          scalars: of the local branches.
+          kernel: see `_rows`.
+        """
+        o, (channel, spatial), statistics = late
+        local = self.local.activated(local, statistics, scalars)
+        maps = maps | dict(o=o, s=gated(o, o), i=gated(x, channel * spatial), local=local)
+        parts = [channel_major.positions(maps[name]) for name in _largest_first(maps)]
+        kernel, *parts = channel_major.vary_alike(kernel.astype(x.dtype), *parts)
+        return channel_major.joined_product(kernel, parts).reshape(-1, *x.shape[1:])
+
+    def _rows(self, skips: dict[str, jax.Array]) -> jax.Array:
+        """The bottleneck's weights in the order in which `_bottleneck` joins the maps.
+
+        A tiled map counts once, with the sum of its copies' weights.
         """
         kernels = jnp.split(self.bottleneck.kernel[...], len(self.order))
         rows = dict(zip(self.order, kernels, strict=True))
-        local = maps.pop("local")
-        local_rows = jnp.concatenate([rows[f"l{n + 1}"] for n in range(len(self.local.branches))])
-        other_rows = [
-            jnp.sum(rows[name].reshape(-1, len(m), rows[name].shape[1]), axis=0)
-            for name, m in maps.items()
-        ]
-        # Two products: the local maps are joined already, and so large that a copy would tell.
-        others = channel_major.gather(list(maps.values()))
-        y = channel_major.pointwise(others, jnp.concatenate(other_rows))
-        return y + channel_major.pointwise(local, local_rows)
+        rows["local"] = jnp.concatenate(
+            [rows.pop(f"l{n + 1}") for n in range(len(self.local.branches))]
+        )
+        for name, skip in skips.items():
+            rows[name] = jnp.sum(rows[name].reshape(-1, len(skip), rows[name].shape[1]), axis=0)
+        return jnp.concatenate([rows[name] for name in _largest_first(rows)])
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
         expected = [(c, *x.shape[1:2], *self.size) for c in (self.channels, *self.skips)]
@@ -309,3 +347,8 @@ class SFNEBlock(nnx.Module):
         if found != expected:
             last = [(*shape[1:], shape[0]) for shape in expected], [(*s[1:], *s[:1]) for s in found]
             raise ValueError(f"expected x and skips of shapes {last[0]}, got {last[1]}")
+
+
+def _largest_first(arrays: dict[str, jax.Array]) -> list[str]:
+    """Their names, in the order in which the bottleneck takes them."""
+    return sorted(arrays, key=lambda name: (-len(arrays[name]), name))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from terminator_jax.ops.order import after
@@ -152,6 +153,40 @@ def _product_backward(residuals, dy):
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def joined_product(kernel: jax.Array, maps: Sequence[jax.Array]) -> jax.Array:
+    """`product` of maps joined along their channels."""
+    on_cpu = jax.default_backend() == "cpu"
+    return _one_by_one(kernel, maps) if on_cpu else product(kernel, gather(maps))
+
+
+@jax.custom_vjp
+def _one_by_one(kernel: jax.Array, maps: Sequence[jax.Array]) -> jax.Array:
+    """`joined_product`, with a product for the gradient of each map, freed when that is used."""
+    # The first, and largest, has a product of its own here too: it is not worth a copy.
+    own, rest = jnp.split(kernel, [len(maps[0])])
+    return product(own, maps[0]) + product(rest, gather(maps[1:]))
+
+
+def _joined_forward(kernel, maps):
+    return _one_by_one(kernel, maps), (kernel, maps)
+
+
+def _joined_backward(residuals, dy):
+    kernel, maps = residuals
+    rest = tuple(range(1, dy.ndim))
+    ends = np.cumsum([len(m) for m in maps])[:-1]
+    dkernels, dmaps = [], []
+    for rows, x in zip(jnp.split(kernel, ends), maps, strict=True):
+        # One after the other: XLA would join what has a factor in common.
+        x = after(dmaps[-1], x) if dmaps else x
+        dkernels.append(_contract(x, dy, rest, rest))
+        dmaps.append(_contract(after(dkernels[-1], rows), dy, (1,), (0,)))
+    return jnp.concatenate(dkernels), dmaps
+
+
+_one_by_one.defvjp(_joined_forward, _joined_backward)
 
 
 def gather(maps: Sequence[jax.Array]) -> jax.Array:

@@ -27,7 +27,7 @@ from terminator_jax.ops.dense import dense
 from terminator_jax.ops.fastest import Choice, fastest
 from terminator_jax.ops.grouped import grouped
 from terminator_jax.ops.spectral import DENSE_UP_TO, by_spectra
-from terminator_jax.ops.taps import direct
+from terminator_jax.ops.taps import direct, direct_each
 from terminator_jax.ops.window import Window, bounds
 
 METHODS = ("auto", "fft", "dft", "direct", "dense", "lax")
@@ -156,13 +156,35 @@ def convolve_each(
     """
     spatial, largest = maps[0].shape[2:], max(k.shape[2:] for k in kernels)
     options = dict(padding=padding, correlate=correlate)
-    if fastest(jax.default_backend(), spatial, largest, False) != Choice("lax", "lax"):
-        pairs = zip(maps, kernels, strict=True)
-        return channel_major.gather([convolve(x, k, **options) for x, k in pairs])
-    # At one time whatever the kernel's size: all as one convolution, each kernel amid zeros.
-    kernels = [_amid_zeros(k, largest, spatial, **options) for k in kernels]
-    x, kernel = channel_major.gather(maps), channel_major.gather(kernels)
-    return convolve(x, kernel, method="lax", **options)
+    platform = jax.default_backend()
+    if fastest(platform, spatial, largest, False) == Choice("lax", "lax"):
+        # At one time whatever the kernel's size: all as one convolution, each kernel amid zeros.
+        kernels = [_amid_zeros(k, largest, spatial, **options) for k in kernels]
+        x, kernel = channel_major.gather(maps), channel_major.gather(kernels)
+        return convolve(x, kernel, method="lax", **options)
+    choices = {fastest(platform, spatial, k.shape[2:], False) for k in kernels}
+    if choices == {Choice("direct", "direct")} and padding != "circular":
+        return _direct_each(maps, kernels, **options)
+    pairs = zip(maps, kernels, strict=True)
+    return channel_major.gather([convolve(x, k, **options) for x, k in pairs])
+
+
+def _direct_each(
+    maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
+) -> jax.Array:
+    """`convolve_each` by the method `direct`, whose gradients are then computed together."""
+    dtype, spatial = maps[0].dtype, maps[0].shape[2:]
+    wide = jnp.promote_types(dtype, jnp.float32)
+    windows, useful = [], []
+    for kernel in kernels:
+        kernel = jnp.flip(kernel, range(2, kernel.ndim)) if correlate else kernel
+        start, count = bounds(spatial, kernel.shape[2:], padding, correlate)
+        kernel, start = _useful(kernel, spatial, start, count)
+        windows.append(Window(tuple(start), tuple(count), False))
+        useful.append(kernel)
+    arrays = channel_major.vary_alike(*(a.astype(wide) for a in (*maps, *useful)))
+    maps, useful = arrays[: len(maps)], arrays[len(maps) :]
+    return direct_each(tuple(windows), maps, useful).astype(dtype)
 
 
 def _amid_zeros(

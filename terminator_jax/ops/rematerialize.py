@@ -12,11 +12,13 @@ from terminator_jax.ops.order import after
 def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`function`, of which a gradient keeps the arguments only.
 
-    As `jax.checkpoint`, whose second computation XLA finds to be the first one on CPUs: here it
-    needs the gradient of the result, and so cannot be. For reverse mode only.
+    As `jax.checkpoint`, whose second computation XLA finds to be the first one on CPUs: here what
+    the first argument is used for needs the gradient of the result, and so cannot be. For reverse
+    mode only.
 
     Args:
-      function: from pytrees of floating-point arrays to an array.
+      function: from pytrees of floating-point arrays to an array. All that is worth computing again
+        has to use something of its first argument.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,8 +34,9 @@ def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
         return function(*arguments), arguments
 
     def backward(arguments, dy):
-        late = jax.tree.map(lambda x: after(dy, x), arguments)
-        return jax.vjp(function, *late)[1](dy)
+        first, *rest = arguments
+        late = jax.tree.map(lambda x: after(dy, x), first)
+        return jax.vjp(function, late, *rest)[1](dy)
 
     call.defvjp(forward, backward)
 
@@ -42,3 +45,12 @@ def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
         return call(*jax.tree.unflatten(tree, vary_alike(*leaves)))
 
     return alike
+
+
+def rematerialized_on_cpu(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`rematerialized` on CPUs, elsewhere the function as it is.
+
+    For what is mere passes over memory: the compilers of TPUs compute that inside of products, and
+    a program for them moves and keeps more if told to do it again.
+    """
+    return rematerialized(function) if jax.default_backend() == "cpu" else function

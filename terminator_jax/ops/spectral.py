@@ -10,12 +10,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from terminator_jax.ops.fourier import DFT, FFT, LongDFT, Spectrum, Transform, conjugate, multiply
 from terminator_jax.ops.window import Window, everywhere
 
 # `dft` uses one dense matrix per axis up to this length, and folds longer ones.
 DENSE_UP_TO = 1024
+# Of a map, on CPUs, whose part in a kernel's gradient is computed at once.
+PART_BYTES = 2**21
+
+
+@jax.tree_util.register_static
+class _Sizes(NamedTuple):
+    """Shapes of map and kernel, known when tracing."""
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -54,20 +65,76 @@ def _kernel_part(transform: Transform, product: Spectrum, shape: Sequence[int]) 
     return transform.inverse(product, [range(k) for k in shape[2:]])
 
 
-@jax.tree_util.register_static
-class _Sizes(NamedTuple):
-    """Shapes of map and kernel, known when tracing."""
+def kernel_gradients(
+    windows: Sequence[Window],
+    maps: Sequence[jax.Array],
+    dy: jax.Array,
+    shapes: Sequence[Sequence[int]],
+) -> list[jax.Array]:
+    """Gradients of kernels that met a map each, by `dft`, all on circles of one length.
 
-    x: tuple[int, ...]
-    kernel: tuple[int, ...]
+    Args:
+      windows: of the results, of one count.
+      maps: `(channels, batch, *spatial)` each, of one shape.
+      dy: gradients of the results, joined along their channels.
+      shapes: of the kernels, `(channels, 1 or batch, *size)`.
+
+    Returns:
+      A gradient for each kernel.
+    """
+    common, size = _common(windows, [shape[2:] for shape in shapes])
+    transform = _transform(common, "dft", maps[0].shape[2:], size)
+    batch = shapes[0][1]
+
+    def part(x, dy):
+        a = transform.forward(x, everywhere(x))
+        d = transform.forward(dy, common.positions())
+        return _kernel_part(transform, multiply(d, conjugate(a)), (len(x), batch, *size))
+
+    gradients = jnp.split(_in_parts(part, maps, dy), len(maps))
+    own = []
+    for window, shape, gradient in zip(windows, shapes, gradients, strict=True):
+        margins = [s - t for s, t in zip(common.start, window.start, strict=True)]
+        cut = (slice(m, m + k) for m, k in zip(margins, shape[2:], strict=True))
+        own.append(gradient[(..., *cut)])
+    return own
 
 
-def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """The gradient of a kernel of this shape, `(channels, 1 or batch, *size)`, by `dft`."""
-    transform = _transform(window, "dft", x.shape[2:], shape[2:])
-    a = transform.forward(x, everywhere(x))
-    d = transform.forward(dy, window.positions())
-    return _kernel_part(transform, multiply(d, conjugate(a)), shape)
+def _common(
+    windows: Sequence[Window], sizes: Sequence[Sequence[int]]
+) -> tuple[Window, tuple[int, ...]]:
+    """A window and a size of kernel among whose positions are those of all the kernels."""
+    starts = np.array([w.start for w in windows])
+    start = starts.max(0)
+    size = (start - starts + np.array(sizes)).max(0)
+    return Window(tuple(map(int, start)), windows[0].count, False), tuple(map(int, size))
+
+
+def _in_parts(function, maps: Sequence[jax.Array], dy: jax.Array) -> jax.Array:
+    """`function` of each map and its part of dy, joined along the channels.
+
+    On a CPU one after the other, and of so few channels at a time that they stay in its caches;
+    not where devices might share the channels, who would have to exchange them.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        pairs = zip(maps, jnp.split(dy, len(maps)), strict=True)
+        return jnp.concatenate([function(*pair) for pair in pairs])
+    channels = len(maps[0])
+    fit = PART_BYTES * channels // max(1, maps[0].nbytes)
+    size = max(n for n in range(1, channels + 1) if channels % n == 0 and n <= max(1, fit))
+    parts = channels // size
+    cuts = [functools.partial(_channels, x, size) for x in maps]
+
+    def part(n):
+        return function(jax.lax.switch(n // parts, cuts, n % parts), _channels(dy, size, n))
+
+    out = jax.lax.map(part, jnp.arange(len(maps) * parts))
+    return out.reshape(-1, *out.shape[2:])
+
+
+def _channels(x: jax.Array, size: int, n: jax.Array) -> jax.Array:
+    """The n-th so many channels."""
+    return jax.lax.dynamic_slice_in_dim(x, n * size, size)
 
 
 def _transform(

@@ -8,17 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from terminator_jax.ops.dense import through
-from terminator_jax.ops.spectral import kernel_gradient
+from terminator_jax.ops.spectral import kernel_gradients
 from terminator_jax.ops.window import Window
 
 # Positions in the matrix products of the gradient.
 TILE = 64
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The window of the convolution of a `(channels, batch, *spatial)` map."""
-    return _taps(x, kernel, window.start, window.count)
+    return direct_each((window,), (x,), (kernel,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def direct_each(
+    windows: Sequence[Window], maps: Sequence[jax.Array], kernels: Sequence[jax.Array]
+) -> jax.Array:
+    """The windows of the convolutions of like maps with a kernel each, joined along channels."""
+    triples = zip(windows, maps, kernels, strict=True)
+    return jnp.concatenate([_taps(x, k, w.start, w.count) for w, x, k in triples])
 
 
 def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence[int]) -> jax.Array:
@@ -54,22 +62,30 @@ def _shifted(
     return padded[(..., *(slice(o, o + c) for o, c in zip(offsets, count, strict=True)))]
 
 
-def _forward(window, x, kernel):
-    return direct(window, x, kernel), (x, kernel)
+def _forward(windows, maps, kernels):
+    return direct_each(windows, maps, kernels), (maps, kernels)
 
 
-def _backward(window, residuals, dy):
-    x, kernel = residuals
-    # dx[i] = Σ_j dy[j] kernel[start + j - i]: a convolution with the kernel turned around.
+def _backward(windows, residuals, dy):
+    maps, kernels = residuals
+    parts = list(zip(windows, maps, kernels, jnp.split(dy, len(maps)), strict=True))
+    dmaps = tuple(_map_part(*part) for part in parts)
+    if dy.ndim == 3:
+        return dmaps, tuple(_sequence_part(*part) for part in parts)
+    return dmaps, tuple(kernel_gradients(windows, maps, dy, [k.shape for k in kernels]))
+
+
+direct_each.defvjp(_forward, _backward)
+
+
+def _map_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+    """The gradient of a map: a convolution with the kernel turned around.
+
+    `dx[i] = Σ_j dy[j] kernel[start + j - i]`.
+    """
     turned = jnp.flip(kernel, range(2, kernel.ndim))
     axes = zip(window.start, kernel.shape[2:], strict=True)
-    dx = _taps(dy, turned, [k - 1 - s for s, k in axes], x.shape[2:])
-    if x.ndim == 3:
-        return dx, _sequence_part(window, x, kernel, dy)
-    return dx, kernel_gradient(window, x, dy, kernel.shape)
-
-
-direct.defvjp(_forward, _backward)
+    return _taps(dy, turned, [k - 1 - s for s, k in axes], x.shape[2:])
 
 
 def _sequence_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import strategies as st
 from nets import normal, relative
 
-from terminator_jax.ops import fastest
+from terminator_jax.ops import fastest, spectral
 from terminator_jax.ops.channel_major import enter, leave
 from terminator_jax.ops.convolution import (
     DENSE_UP_TO,
     METHODS,
     PADDINGS,
+    convolve,
     convolve_all,
     convolve_each,
     convolve_reference,
@@ -362,3 +363,33 @@ def test_a_kernel_for_each_map(monkeypatch, platform, padding, correlate):
     found = jax.jit(together)(maps, kernels)
     for x, kernel, out in zip(maps, kernels, found, strict=True):
         assert relative(out, convolve_reference(x, kernel, **options)) < 1e-12
+
+
+@pytest.mark.parametrize("part_bytes", [1, 2**21])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_gradients_of_a_kernel_for_each_map(monkeypatch, part_bytes, devices):
+    """Channel by channel or all at once, in a loop or not, one map met twice: as each alone."""
+    always = Point("cpu", 2, 8, 4, False, "direct", "direct")
+    monkeypatch.setattr(fastest, "POINTS", [always])
+    monkeypatch.setattr(spectral, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    maps = [normal(3, 2, 9, 6, seed=n) for n in range(2)]
+    kernels = [normal(3, 1, *size, seed=size[0]) for size in ((3, 3), (12, 5), (4, 6), (1, 2))]
+    dy = normal(4 * 3, 2, 9, 6, seed=7)
+    options = dict(padding="same", correlate=True)
+
+    def together(maps, kernels):
+        return convolve_each([maps[0], maps[1], maps[1], maps[0]], kernels, **options)
+
+    def alone(maps, kernels):
+        pairs = zip((maps[0], maps[1], maps[1], maps[0]), kernels, strict=True)
+        return jnp.concatenate([convolve(x, k, method="dense", **options) for x, k in pairs])
+
+    traced = str(jax.make_jaxpr(jax.grad(lambda k: together(maps, k).sum()))(kernels))
+    assert ("cond[" in traced) == (devices == 1)
+    found, expected = (jax.vjp(way, maps, kernels) for way in (together, alone))
+    assert relative(found[0], expected[0]) < 1e-12
+    for a, b in zip(
+        *(jax.tree.leaves(pullback(dy)) for _, pullback in (found, expected)), strict=True
+    ):
+        assert relative(a, b) < 1e-12
