@@ -237,7 +237,7 @@ def _attention(
 def _forward(tiles, q, kv, mask=None):
     whole, keeps = _whole_tiles(tiles, q), _keeps_weights(tiles, q)
 
-    def tile(n):
+    def tile(out, n):
         first, reached = tiles.corners(n)
         keys, values = (_cut(x, reached, tiles.reach) for x in (kv[0], kv[-1]))
         scores, seen = _scores(tiles, n, _cut(whole, first, _size(tiles)), keys, mask)
@@ -245,11 +245,12 @@ def _forward(tiles, q, kv, mask=None):
         weights = jnp.where(seen, jnp.exp(scores - largest), 0)
         total = jnp.sum(weights, -1, keepdims=True)
         total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
-        out = _product("bhqk,bhkd->bhqd", weights.astype(q.dtype), values) / total
-        return out.astype(q.dtype), weights / total if keeps else largest + jnp.log(total)
+        own = _product("bhqk,bhkd->bhqd", weights.astype(q.dtype), values) / total
+        out = _placed(out, own.astype(q.dtype), first, _size(tiles))
+        return out, weights / total if keeps else largest + jnp.log(total)
 
-    outs, kept = jax.lax.map(tile, jnp.arange(math.prod(tiles.grid)))
-    return _joined(tiles, outs), (q, kv, mask, kept)
+    out, kept = jax.lax.scan(tile, jnp.zeros_like(whole), jnp.arange(math.prod(tiles.grid)))
+    return _within(tiles, out), (q, kv, mask, kept)
 
 
 def _backward(tiles, residuals, gradient):
@@ -257,8 +258,8 @@ def _backward(tiles, residuals, gradient):
     keeps = _keeps_weights(tiles, q)
     whole = [_whole_tiles(tiles, x) for x in (q, gradient)]
 
-    def tile(sums, tile):
-        (n, own), (first, reached) = tile, tiles.corners(tile[0])
+    def tile(carried, tile):
+        (whole_dq, sums), (n, own), (first, reached) = carried, tile, tiles.corners(tile[0])
         queries, dout = (_cut(x, first, _size(tiles)) for x in whole)
         keys, values = (_cut(x, reached, tiles.reach) for x in (kv[0], kv[-1]))
         weights = own if keeps else _weights(tiles, n, queries, keys, mask, own)
@@ -270,12 +271,13 @@ def _backward(tiles, residuals, gradient):
         dv = _product("bhqk,bhqd->bhkd", weights.astype(q.dtype), dout)
         both = (dk, dv) if len(kv) == 2 else (dk + dv,)
         sums = [_added(s, d, reached, tiles.reach) for s, d in zip(sums, both, strict=True)]
-        return sums, dq.astype(q.dtype)
+        return (_placed(whole_dq, dq.astype(q.dtype), first, _size(tiles)), sums), None
 
     wide = jnp.promote_types(q.dtype, jnp.float32)
     sums = [jnp.zeros_like(x, wide) for x in kv]
-    dkv, dq = jax.lax.scan(tile, sums, (jnp.arange(math.prod(tiles.grid)), kept))
-    return _joined(tiles, dq), tuple(d.astype(q.dtype) for d in dkv), None
+    carried = jnp.zeros_like(whole[0]), sums
+    (dq, dkv), _ = jax.lax.scan(tile, carried, (jnp.arange(math.prod(tiles.grid)), kept))
+    return _within(tiles, dq), tuple(d.astype(q.dtype) for d in dkv), None
 
 
 _attention.defvjp(_forward, _backward)
@@ -320,12 +322,19 @@ def _cut(x: jax.Array, corner: tuple[jax.Array, ...], size: tuple[int, int]) -> 
     return part.reshape(*x.shape[:2], math.prod(size), x.shape[-1])
 
 
+def _placed(
+    x: jax.Array, part: jax.Array, corner: tuple[jax.Array, ...], size: tuple[int, int]
+) -> jax.Array:
+    """The map with `part` in place of what `_cut` would take from it."""
+    part = part.reshape(*x.shape[:2], *size, x.shape[-1])
+    return jax.lax.dynamic_update_slice(x, part, (0, 0, *corner, 0))
+
+
 def _added(
     x: jax.Array, part: jax.Array, corner: tuple[jax.Array, ...], size: tuple[int, int]
 ) -> jax.Array:
     """The map with what `_cut` took from it increased by `part`."""
-    part = (_cut(x, corner, size) + part).reshape(*x.shape[:2], *size, x.shape[-1])
-    return jax.lax.dynamic_update_slice(x, part, (0, 0, *corner, 0))
+    return _placed(x, _cut(x, corner, size) + part, corner, size)
 
 
 def _whole_tiles(tiles: Tiles, x: jax.Array) -> jax.Array:
@@ -335,11 +344,6 @@ def _whole_tiles(tiles: Tiles, x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, 0), *margins, (0, 0)])
 
 
-def _joined(tiles: Tiles, parts: jax.Array) -> jax.Array:
-    """The map that the results of all tiles make up."""
-    count, batch, heads, _, features = parts.shape
-    parts = parts.reshape(count, batch, heads, *_size(tiles), features)
-    parts = parts.reshape(*tiles.grid, *parts.shape[1:]).transpose(2, 3, 0, 4, 1, 5, 6)
-    # Axis by axis, which devices that share batch or heads can follow.
-    whole = jax.lax.collapse(jax.lax.collapse(parts, 4, 6), 2, 4)
-    return whole[:, :, : tiles.rows, : tiles.columns]
+def _within(tiles: Tiles, x: jax.Array) -> jax.Array:
+    """The map without what the last tiles reach over."""
+    return x[:, :, : tiles.rows, : tiles.columns]
