@@ -99,13 +99,13 @@ def evaluate(nets: Sequence[MAGNet]) -> list[jax.Array]:
         alike.setdefault((net.gabor_weight.shape, net.gabor_weight.dtype), []).append(n)
     kernels: list[Any] = [None] * len(nets)
     for members in alike.values():
-        for n, h in zip(members, _hidden([nets[n] for n in members]), strict=True):
-            kernels[n] = nets[n].kernel(magnet.output(nets[n].parameters(), h))
+        for n, values in zip(members, _together([nets[n] for n in members]), strict=True):
+            kernels[n] = nets[n].kernel(values)
     return kernels
 
 
-def _hidden(nets: Sequence[MAGNet]) -> list[jax.Array]:
-    """The last hidden layer of networks of one width and depth, whatever their positions."""
+def _together(nets: Sequence[MAGNet]) -> list[jax.Array]:
+    """`(positions, features)` of networks of one width and depth, whatever their positions."""
     counts = [math.prod(net.size) for net in nets]
 
     def padded(x, count):
@@ -117,10 +117,15 @@ def _hidden(nets: Sequence[MAGNet]) -> list[jax.Array]:
             values = [padded(x, count) for x, count in zip(values, counts, strict=True)]
         return jnp.stack(values)
 
-    names = [name for name in magnet.Magnet._fields if not name.startswith("out")]
+    # Where they differ in their features, each has its own last layer.
+    whole = len({net.features for net in nets}) == 1
+    names = [name for name in magnet.Magnet._fields if whole or not name.startswith("out")]
     parameters = magnet.Magnet(
-        **{name: stacked(name) for name in names}, out_weight=None, out_bias=None
+        **dict.fromkeys(magnet.Magnet._fields) | {n: stacked(n) for n in names}
     )
     grids = [padded(net.coordinates(), count) for net, count in zip(nets, counts, strict=True)]
-    h = jax.vmap(magnet.hidden)(parameters, jnp.stack(grids))
-    return [h[n, :count] for n, count in enumerate(counts)]
+    values = jax.vmap(magnet.magnet if whole else magnet.hidden)(parameters, jnp.stack(grids))
+    own = [values[n, :count] for n, count in enumerate(counts)]
+    if whole:
+        return own
+    return [magnet.output(net.parameters(), h) for net, h in zip(nets, own, strict=True)]

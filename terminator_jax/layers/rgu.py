@@ -70,9 +70,8 @@ class RGU(nnx.Module):
         `v` is read by `W_q` alone, so the two linear maps in a row are one.
         """
         inner, outer = self.v, self.q
-        kernel = inner.kernel[...] @ outer.kernel[...]
-        bias = inner.bias[...] @ outer.kernel[...] + outer.bias[...]
+        both = jnp.concatenate([inner.kernel[...], inner.bias[...][None]]) @ outer.kernel[...]
         return (
-            jnp.concatenate([self.k.kernel[...], kernel], axis=1),
-            jnp.concatenate([self.k.bias[...], bias]),
+            jnp.concatenate([self.k.kernel[...], both[:-1]], axis=1),
+            jnp.concatenate([self.k.bias[...], both[-1] + outer.bias[...]]),
         )

@@ -57,16 +57,16 @@ class SlowKernels(NamedTuple):
     """What a block's slow networks give (or the networks) that do not depend on the input.
 
     Attributes:
-      hyper: the hyper-kernel, `(*size, C)`.
       gate: of the hyper-channel interaction, `(C,)`.
       channel: of the hyper interaction, `(C,)`.
       spatial: of the hyper interaction, `(*size,)`.
+      hyper: the hyper-kernel, `(*size, C)`.
     """
 
-    hyper: Any
     gate: Any
     channel: Any
     spatial: Any
+    hyper: Any
 
 
 def bottleneck_order(branches: int, skips: int) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ class SFNEBlock(nnx.Module):
         """The slow networks that do not depend on the input."""
         interaction = self.hyper_interaction
         gate = self.channel_interaction.channel
-        return SlowKernels(self.slow_net, gate, interaction.channel, interaction.spatial)
+        return SlowKernels(gate, interaction.channel, interaction.spatial, self.slow_net)
 
     def channel_major(
         self,

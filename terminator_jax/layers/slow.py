@@ -181,15 +181,10 @@ class LocalSlowNets(nnx.Module):
 
     def _pool(self, means: Sequence[jax.Array]) -> jax.Array:
         """`(number, positions, channels)`: every mean, pooled to its kernel's size."""
-        largest, dtype = max(self.sizes), jnp.promote_types(jnp.float32, self.weight.dtype)
-
-        def pool(mean, size):
-            pooled = pooling.adaptive_average(mean[None].astype(dtype), (size,) * self.ndim)[0]
-            margin = (largest - size) // 2
-            pooled = jnp.pad(pooled, [(margin, margin)] * self.ndim + [(0, 0)])
-            return pooled.reshape(-1, self.channels)
-
-        return jnp.stack([pool(m, k) for m, k in zip(means, self.sizes, strict=True)])
+        dtype = jnp.promote_types(jnp.float32, self.weight.dtype)
+        maps = jnp.stack([mean.astype(dtype) for mean in means])
+        pooled = pooling.adaptive_average_each(maps, self.sizes)
+        return pooled.reshape(len(means), -1, self.channels)
 
     def _check(self, sources: Sequence[jax.Array]) -> None:
         if len(sources) != len(self.sizes):
@@ -199,6 +194,8 @@ class LocalSlowNets(nnx.Module):
                 raise ValueError(
                     f"expected (batch, {self.ndim} spatial axes, {self.channels}), got {x.shape}"
                 )
+        if len({x.shape[1:] for x in sources}) > 1:
+            raise ValueError(f"maps must be of one size, got {[x.shape for x in sources]}")
 
 
 class LocalSlowNet(LocalSlowNets):

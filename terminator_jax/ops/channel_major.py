@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from terminator_jax.ops.order import after
+from terminator_jax.ops.order import after_product
 from terminator_jax.ops.partitioning import shared
 
 Axes = tuple[int, ...]
@@ -149,7 +149,7 @@ def _product_backward(residuals, dy):
     rest = tuple(range(1, x.ndim))
     dkernel = _contract(x, dy, rest, rest)
     # The map's gradient second, when nothing needs the map any more: often the largest there is.
-    return dkernel, _contract(after(dkernel, kernel), dy, (1,), (0,))
+    return dkernel, _contract(after_product(dkernel, kernel), dy, (1,), (0,))
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -180,9 +180,9 @@ def _joined_backward(residuals, dy):
     dkernels, dmaps = [], []
     for rows, x in zip(jnp.split(kernel, ends), maps, strict=True):
         # One after the other: XLA would join what has a factor in common.
-        x = after(dmaps[-1], x) if dmaps else x
+        x = after_product(dmaps[-1], x) if dmaps else x
         dkernels.append(_contract(x, dy, rest, rest))
-        dmaps.append(_contract(after(dkernels[-1], rows), dy, (1,), (0,)))
+        dmaps.append(_contract(after_product(dkernels[-1], rows), dy, (1,), (0,)))
     return jnp.concatenate(dkernels), dmaps
 
 

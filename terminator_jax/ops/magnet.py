@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from terminator_jax.ops.inverse_root import inverse_root
+
 
 class Magnet(NamedTuple):
     """Parameters of a MAGNet with L layers, d input axes and `hidden` channels, stacked by layer.
@@ -122,7 +124,7 @@ def context_magnet(
     for i in range(len(net.weight)):
         h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]
         square = jnp.sum(inside * h * h, axis=0, keepdims=True)
-        norm = jnp.sqrt(jnp.maximum(square, NORM_FLOOR**2))
-        h = ALPHA * jax.lax.stop_gradient(h) + BETA * h / norm
+        share = BETA * inverse_root(square, NORM_FLOOR**2)
+        h = ALPHA * jax.lax.stop_gradient(h) + share * h
         h = h * (t @ mix.weight[i] + mix.bias[i, None])
     return output(net, h) * inside

@@ -44,3 +44,37 @@ def adaptive_average(x: jax.Array, bins: Sequence[int]) -> jax.Array:
         matrix = jnp.asarray(adaptive_matrix(x.shape[axis], k), x.dtype)
         x = jnp.moveaxis(jnp.tensordot(matrix, x, axes=(1, axis)), 0, axis)
     return x
+
+
+def adaptive_average_each(x: jax.Array, bins: Sequence[int]) -> jax.Array:
+    """Adaptive average pooling of several maps, each to its own bins, the same on every axis.
+
+    Each result lies in the middle of the largest one's bins, zero around it.
+
+    Args:
+      x: `(number, *spatial, channels)`.
+      bins: the number of bins of each map, all even or all odd.
+
+    Returns:
+      `(number, *[max(bins)] * axes, channels)`.
+
+    Example:
+      >>> print(adaptive_average_each(jnp.arange(8.0).reshape(2, 4, 1), (1, 3))[..., 0])
+      [[0.  1.5 0. ]
+       [4.5 5.5 6.5]]
+    """
+    if len(x) != len(bins) or any((max(bins) - k) % 2 for k in bins):
+        raise ValueError(f"x of shape {x.shape} needs as many bins, all even or odd, not {bins}")
+    axes = x.ndim - 2
+    for size in reversed(x.shape[1:-1]):
+        margins = [(max(bins) - k) // 2 for k in bins]
+        matrices = np.stack(
+            [
+                np.pad(adaptive_matrix(size, k), [(margin, margin), (0, 0)])
+                for k, margin in zip(bins, margins, strict=True)
+            ]
+        )
+        # The last axis that is not yet pooled; what comes of it goes to the front.
+        contract = (((2,), (axes,)), ((0,), (0,)))
+        x = jax.lax.dot_general(jnp.asarray(matrices, x.dtype), x, contract)
+    return x

@@ -13,6 +13,7 @@ import numpy as np
 
 from terminator_jax.ops.activation import gelu, gelu_slope
 from terminator_jax.ops.channel_major import vary_alike
+from terminator_jax.ops.inverse_root import inverse_root
 
 EPSILON = 1e-5
 AxisName = str | tuple[str, ...] | None
@@ -63,11 +64,11 @@ def normalize(
 
     With a `gate` of the statistics' shape, the same of `gate · x`; with `activate`, the GELU of it.
     """
-    variance = jnp.maximum(square - mean * mean, 0)
+    variance = square - mean * mean
     if gate is None:
-        scale = jax.lax.rsqrt(variance + epsilon)
+        scale = inverse_root(variance + epsilon, epsilon)
     else:
-        scale = gate * jax.lax.rsqrt(gate * gate * variance + epsilon)
+        scale = gate * inverse_root(gate * gate * variance + epsilon, epsilon)
     shift = mean * scale
     if activate:
         return scaled_gelu(*vary_alike(x, scale, shift))

@@ -1,11 +1,14 @@
 """All that changes while a run lasts, as one pytree.
 
 The parameters are one vector: an optimizer then takes a few operations and not a few for each of
-hundreds of tensors, and several devices average their gradients in one exchange.
+hundreds of tensors, and several devices average their gradients in one exchange. In it, those of
+one shape lie side by side, so that what a model stacks, to compute it together, is one piece.
 """
 
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ class TrainState(NamedTuple):
     """What a step takes and gives back.
 
     Attributes:
-        params: the model's parameters, one after the other: see `Structure`.
+        params: the model's parameters in one vector: see `Structure`.
         other: the model's other variables, such as running averages; often none.
         opt_state: the optimizer's state.
         key: data of the random key that dropout draws from, which stays the same.
@@ -57,11 +60,32 @@ class Structure(NamedTuple):
 
     def unpack(self, vector: jax.Array | np.ndarray) -> nnx.State:
         """The parameters by their names."""
-        shapes, tree = jax.tree.flatten(self.params)
-        ends = np.cumsum([math.prod(shape.shape) for shape in shapes])
-        starts = [0, *ends[:-1]]
-        places = zip(starts, ends, shapes, strict=True)
-        return jax.tree.unflatten(tree, [vector[a:b].reshape(s.shape) for a, b, s in places])
+        leaves, tree = jax.tree.flatten(self.params)
+        found: list[Any] = [None] * len(leaves)
+        start = 0
+        for members in _alike(leaves):
+            shape = (len(members), *leaves[members[0]].shape)
+            stack = vector[start : start + math.prod(shape)].reshape(shape)
+            for n, member in enumerate(members):
+                found[member] = stack[n : n + 1].reshape(shape[1:])
+            start += math.prod(shape)
+        return jax.tree.unflatten(tree, found)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where in the vector each parameter begins."""
+        leaves = jax.tree.leaves(self.params)
+        order = list(itertools.chain(*_alike(leaves)))
+        starts = np.cumsum([0] + [math.prod(leaves[n].shape) for n in order])
+        return [int(starts[order.index(n)]) for n in range(len(order))]
+
+
+def _alike(leaves: Sequence[Any]) -> list[list[int]]:
+    """Which of the arrays have one shape, for each shape there is."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    for n, leaf in enumerate(leaves):
+        members.setdefault(leaf.shape, []).append(n)
+    return list(members.values())
 
 
 def pack(params: nnx.State) -> jax.Array:
@@ -75,7 +99,8 @@ def pack(params: nnx.State) -> jax.Array:
     dtypes = {leaf.dtype for leaf in leaves}
     if len(dtypes) > 1:
         raise TypeError(f"parameters must have one dtype, got {sorted(map(str, dtypes))}")
-    return numpy.concatenate([leaf.reshape(-1) for leaf in leaves])
+    stacks = [numpy.stack([leaves[n] for n in members]) for members in _alike(leaves)]
+    return numpy.concatenate([stack.reshape(-1) for stack in stacks])
 
 
 def split(model: nnx.Module) -> tuple[Structure, nnx.State, nnx.State]:

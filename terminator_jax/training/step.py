@@ -20,17 +20,21 @@ def make_train_step(
     over `task.axis_name`, and so the average of the devices' gradients is that of the whole batch.
     """
 
+    starts = structure.starts
+
     def train_step(state: TrainState, batch: Metrics) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-        def loss(params):
+        def loss(params, vector):
             model = nnx.merge(structure.graph, params, state.other, copy=True)
-            value, metrics = task.loss(model, batch, nnx.Rngs(dropout=key))
+            value, metrics = task.loss(model, batch, nnx.Rngs(dropout=key), (vector, starts))
             return value, (metrics, split(model)[2])
 
         # By name and packed then: through the unpacking, each would come out as a whole vector.
-        grads, (metrics, other) = jax.grad(loss, has_aux=True)(structure.unpack(state.params))
-        grads, metrics = across((pack(grads), metrics), task.axis_name)
+        differentiate = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        params = structure.unpack(state.params)
+        (grads, direct), (metrics, other) = differentiate(params, state.params)
+        grads, metrics = across((pack(grads) + direct, metrics), task.axis_name)
         updates, opt_state = solver.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["learning_rate"] = schedule(state.step)

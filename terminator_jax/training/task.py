@@ -6,7 +6,7 @@ classes of pictures, or hidden tokens of texts.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,8 @@ from terminator_jax.models import (
 from terminator_jax.training import masked_tokens
 
 Metrics = dict[str, jax.Array]
+# Parameters in one vector, and where in it each begins.
+Packed = tuple[jax.Array, Sequence[int]]
 
 
 class Family(NamedTuple):
@@ -44,6 +46,8 @@ class Family(NamedTuple):
             the terms of the loss, which are added up.
         convert: of an option as a tuple of plain values to what the configuration takes.
         kind: what it is trained for, of `KINDS` and `examples.EXAMPLES`.
+        penalties: `(model, config.loss, packed)` to further terms of the loss; see
+            `Task.loss`.
     """
 
     module: Callable[..., nnx.Module]
@@ -51,6 +55,7 @@ class Family(NamedTuple):
     loss: Callable[..., tuple[jax.Array, Metrics]] | None
     convert: Mapping[str, Callable[[Any], Any]]
     kind: str = "pictures"
+    penalties: Callable[..., Metrics] = lambda model, config, packed: {}
 
 
 class Kind(NamedTuple):
@@ -70,15 +75,19 @@ class Kind(NamedTuple):
 def terminator_loss(
     model: Terminator, pictures: jax.Array, labels: jax.Array, rngs: nnx.Rngs, config: ConfigDict
 ) -> tuple[jax.Array, Metrics]:
-    """Label smoothing, slow neural loss and L2 norms."""
+    """Label smoothing and slow neural loss."""
     logits, inter = model(pictures, rngs=rngs, intermediates=True)
     slow = losses.slow_neural(inter.hyper_kernels, model.config.factors, config.channel_sum)
     terms = {
         "label_smoothing": losses.label_smoothing(logits, labels, config.label_smoothing),
         "slow_neural": config.slow_neural * slow,
-        "l2": losses.l2(nnx.state(model, nnx.Param), scale=config.l2),
     }
     return logits, terms
+
+
+def terminator_penalties(model: Terminator, config: ConfigDict, packed: Packed | None) -> Metrics:
+    """L2 norms."""
+    return {"l2": losses.l2(nnx.state(model, nnx.Param), scale=config.l2, packed=packed)}
 
 
 def smoothed_loss(
@@ -104,6 +113,7 @@ FAMILIES = {
         },
         loss=terminator_loss,
         convert={"branches": lambda rows: tuple(LocalBranch(*row) for row in rows)},
+        penalties=terminator_penalties,
     ),
     "lambda_resnet": Family(
         module=LambdaResNet,
@@ -201,9 +211,22 @@ class Task:
             x = x.reshape(len(x), -1, x.shape[-1])
         return x[:, np.array(data.permutation)] if data.permutation else x
 
-    def loss(self, model: nnx.Module, batch: Metrics, rngs: nnx.Rngs) -> tuple[jax.Array, Metrics]:
-        """The loss of a training batch, and what is logged of it: means over the batch."""
-        return KINDS[self.family.kind].loss(self, model, batch, rngs)
+    def loss(
+        self,
+        model: nnx.Module,
+        batch: Metrics,
+        rngs: nnx.Rngs,
+        packed: Packed | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss of a training batch, and what is logged of it: means over the batch.
+
+        With `packed`, all parameters in one vector too, penalties are of that: the gradient of the
+        loss is then the sum of those by the model's parameters and by the vector.
+        """
+        loss, metrics = KINDS[self.family.kind].loss(self, model, batch, rngs)
+        terms = self.family.penalties(model, self.config.loss, packed)
+        loss = sum(terms.values(), loss)
+        return loss, metrics | {"loss": loss} | terms
 
     def score(self, model: nnx.Module, batch: Metrics) -> Metrics:
         """Sums over an evaluation batch, without its padding: count, cross-entropy, hits."""

@@ -165,6 +165,7 @@ def test_wrong_arguments(make, message):
     [
         ([(2, 6, 6, 4)], "2 kernels need as many maps, got 1"),
         ([(2, 6, 6, 4), (2, 6, 6, 5)], "expected (batch, 2 spatial axes, 4), got (2, 6, 6, 5)"),
+        ([(2, 6, 6, 4), (2, 6, 5, 4)], "of one size, got [(2, 6, 6, 4), (2, 6, 5, 4)]"),
         ([(2, 6, 4), (2, 6, 4)], "expected (batch, 2 spatial axes, 4), got (2, 6, 4)"),
     ],
 )

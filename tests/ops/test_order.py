@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nets import normal
 
-from terminator_jax.ops.order import after
+from terminator_jax.ops.order import after, after_product
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 3, 4, 5)])
@@ -22,8 +22,16 @@ def test_needs_what_comes_first():
     assert np.isnan(after(jnp.array([1, jnp.nan]), jnp.ones(3))).all()
 
 
-def test_asks_other_compilers(monkeypatch):
+def test_a_product_comes_first_too():
+    x = normal(5, 3, dtype=np.float32)
+    np.testing.assert_array_equal(jax.jit(after_product)(jnp.ones((2, 3)), x), x)
+    assert np.isnan(after_product(jnp.full((2, 3), jnp.nan), x)).all()
+
+
+@pytest.mark.parametrize("function", [after, after_product])
+def test_asks_other_compilers(monkeypatch, function):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert "optimization_barrier" in str(jax.make_jaxpr(after)(jnp.ones(2), jnp.ones(3)))
-    gradient = jax.grad(lambda x: after(jnp.ones(2), x).sum())
-    np.testing.assert_array_equal(gradient(jnp.ones(3)), 1)
+    first = jnp.ones((2, 3))
+    assert "optimization_barrier" in str(jax.make_jaxpr(function)(first, jnp.ones((4, 3))))
+    gradient = jax.grad(lambda x: function(first, x).sum())
+    np.testing.assert_array_equal(gradient(jnp.ones((4, 3))), 1)

@@ -34,6 +34,20 @@ def test_every_parameter_comes_back_in_its_place():
     np.testing.assert_array_equal(model.norm.mean[...], 0)
 
 
+def test_parameters_of_one_shape_lie_side_by_side():
+    """What a model stacks, is one piece of the vector."""
+    structure, params, _ = split(Two())
+    starts, shapes = structure.starts, [x.shape for x in jax.tree.leaves(params)]
+    assert sorted(starts) == [0, 3, 6, 9, 15]
+    assert [start for start, shape in zip(starts, shapes, strict=True) if shape == (3,)] == [
+        0,
+        3,
+        6,
+    ]
+    found = jax.tree.leaves(structure.unpack(jnp.arange(16)))
+    assert [int(x.reshape(-1)[0]) for x in found] == starts
+
+
 def test_arrays_of_numpy_stay_there():
     """As checkpoints take them: nothing is sent to a device."""
     structure, params, _ = split(Two())
