@@ -246,7 +246,7 @@ def _sums_of_squares(x: jax.Array, ranges: Sequence[tuple[int, int]]) -> jax.Arr
     for n, (start, stop) in enumerate(ranges):
         first, last = -(-start // ROW), stop // ROW
         owners[first:last] = n
-        edges = [(start, min(stop, first * ROW)), (max(start, last * ROW), stop)]
+        edges = [(start, min(stop, first * ROW)), (last * ROW, stop)]
         # Within one row, the range is its own only edge.
         parts += [(n, *edge) for edge in edges[: 1 if last < first else 2] if edge[0] < edge[1]]
     owner, start, stop = np.array(parts, int).reshape(-1, 3).T

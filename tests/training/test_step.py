@@ -5,7 +5,9 @@ import signal
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop, task
@@ -41,6 +43,28 @@ def test_it_learns_the_digits(make, tmp_path, parallel, capsys):
     scores = {line["step"]: line["accuracy"] for line in lines if line["kind"] == "eval"}
     assert scores[outcome.best_step] == max(scores.values()) == outcome.best["accuracy"]
     assert capsys.readouterr().out.count("epoch ") == 10
+
+
+def test_gradients_are_those_of_the_whole_loss():
+    """Also of what is computed from the parameters as one vector: here most of the loss."""
+    fields = ["loss.l2=1", "model.options.dropout=(0.0,)", "parallel=jit"]
+    config = configs.read("tests/training/tiny.py", [f"--config.{field}" for field in fields])
+    run = make_run(config)
+    solver, state = optax.trace(decay=0), run.new_state()  # which keeps the gradient
+    state = state._replace(opt_state=solver.init(state.params))
+    batch = run.train.load().read(np.arange(64))
+
+    def loss(params):
+        model = run.structure.merge(params, state.other)
+        return run.task.loss(model, batch, nnx.Rngs(dropout=0))[0]
+
+    step = make_train_step(run.task, run.structure, solver, run.schedule)
+    after, metrics = jax.jit(step)(state, batch)
+    value, grad = jax.jit(jax.value_and_grad(loss))(state.params)
+    assert metrics["l2"] > 0.5 * value
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    error = np.linalg.norm(after.opt_state.trace - grad) / np.linalg.norm(grad)
+    assert error < 1e-4
 
 
 def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(make):
