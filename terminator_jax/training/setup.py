@@ -1,6 +1,6 @@
 """Everything that a run needs, put together and checked before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -72,13 +72,27 @@ class Run(NamedTuple):
         return self.mode.replicate(state)
 
     def named(self, state: TrainState) -> TrainState:
-        """The state with its parameters by their names, in the memory of this process."""
-        return state._replace(params=self.structure.unpack(np.asarray(state.params)))
+        """The state as checkpoints have it, in the memory of this process.
+
+        Its parameters by their names, and in their order what the optimizer has of each.
+        """
+        return state._replace(
+            params=self.structure.unpack(np.asarray(state.params)),
+            opt_state=self._each_vector(state.opt_state, self.structure.listed),
+        )
 
     def packed(self, state: TrainState) -> TrainState:
         """The state as steps take it, from `named`."""
-        params = jax.tree.map(np.asarray, state.params)
-        return self.mode.replicate(state._replace(params=pack(params)))
+        params = pack(jax.tree.map(np.asarray, state.params))
+        opt_state = self._each_vector(state.opt_state, self.structure.packed)
+        return self.mode.replicate(state._replace(params=params, opt_state=opt_state))
+
+    def _each_vector(
+        self, opt_state: optax.OptState, change: Callable[[np.ndarray], np.ndarray]
+    ) -> optax.OptState:
+        """The optimizer's state with that changed which has as many numbers as the parameters."""
+        shape = (self.num_parameters,)
+        return jax.tree.map(lambda x: change(np.asarray(x)) if x.shape == shape else x, opt_state)
 
     def read(self, split: Examples) -> Examples:
         """The examples of a split: in memory where the configuration wants that."""

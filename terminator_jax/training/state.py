@@ -71,6 +71,20 @@ class Structure(NamedTuple):
             start += math.prod(shape)
         return jax.tree.unflatten(tree, found)
 
+    def listed(self, vector: np.ndarray) -> np.ndarray:
+        """A vector like that of the parameters, with theirs one after the other by their names.
+
+        As checkpoints have it, which thus do not depend on how parameters are packed.
+        """
+        return np.concatenate([x.reshape(-1) for x in jax.tree.leaves(self.unpack(vector))])
+
+    def packed(self, listed: np.ndarray) -> np.ndarray:
+        """The vector that `listed` is made from."""
+        leaves, tree = jax.tree.flatten(self.params)
+        parts = np.split(listed, np.cumsum([leaf.size for leaf in leaves])[:-1])
+        named = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return pack(jax.tree.unflatten(tree, named))
+
     @property
     def starts(self) -> list[int]:
         """Where in the vector each parameter begins."""

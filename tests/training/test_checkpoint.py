@@ -16,6 +16,7 @@ from terminator_jax.training.checkpoint import (
     read_config,
     write_config,
 )
+from terminator_jax.training.setup import make_run
 from terminator_jax.training.state import new_state, split
 
 
@@ -45,6 +46,21 @@ def test_the_last_and_the_best_are_kept(state, tmp_path):
     assert (again.latest, again.best, again.steps) == (30, 20, [20, 30])
     assert latest_step(tmp_path) == 30
     again.close()
+
+
+def test_a_run_keeps_all_in_the_order_of_names():
+    """However its parameters are packed: their numbers, and what the optimizer has of each."""
+    run = make_run(configs.read("tests/training/tiny.py"))
+    numbered = np.arange(run.num_parameters, dtype=np.float32)
+    state = run.new_state()
+    state = jax.tree.map(lambda x: numbered if x.shape == numbered.shape else x, state)
+    named = run.named(state)
+    listed = np.concatenate([x.reshape(-1) for x in jax.tree.leaves(named.params)])
+    assert (listed != numbered).any()
+    averages = [x for x in jax.tree.leaves(named.opt_state) if x.shape == numbered.shape]
+    np.testing.assert_array_equal(averages, [listed, listed])
+    for mine, theirs in zip(*map(jax.tree.leaves, (run.packed(named), state)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_state_comes_back_bit_for_bit(state, tmp_path):

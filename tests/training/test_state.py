@@ -48,6 +48,16 @@ def test_parameters_of_one_shape_lie_side_by_side():
     assert [int(x.reshape(-1)[0]) for x in found] == starts
 
 
+def test_lists_parameters_in_the_order_of_their_names():
+    structure, _, _ = split(Two())
+    vector = np.arange(16)
+    listed = structure.listed(vector)
+    assert listed.tolist() != vector.tolist()
+    expected = [x.reshape(-1) for x in jax.tree.leaves(structure.unpack(vector))]
+    np.testing.assert_array_equal(listed, np.concatenate(expected))
+    np.testing.assert_array_equal(structure.packed(listed), vector)
+
+
 def test_arrays_of_numpy_stay_there():
     """As checkpoints take them: nothing is sent to a device."""
     structure, params, _ = split(Two())
