@@ -225,7 +225,7 @@ class SFNEBlock(nnx.Module):
             self._mixed(x, skips, kernels), self.groups, batch_axis=1, channel_axis=0,
             running=running, axis_name=self.axis_name, activate=True,
         )  # fmt: skip
-        return self.dropped(y + self.bias[...].astype(y.dtype), rngs)
+        return self.dropped(y + channel_major.spread(self.bias[...], y), rngs)
 
     def dropped(self, y: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """The channel-major result with channels dropped, if there are `rngs`."""
@@ -234,7 +234,7 @@ class SFNEBlock(nnx.Module):
 
     def _mixed(self, x: jax.Array, skips: dict[str, jax.Array], kernels: SlowKernels) -> jax.Array:
         """The result before its standardization."""
-        hyper = x * channel_major.enter(kernels.hyper)[:, None].astype(x.dtype)
+        hyper = x * channel_major.spread(channel_major.enter(kernels.hyper)[:, None], x)
         f, u = self._projected(x, hyper)
         h = self._gated(x, kernels.gate)
         operator = hyperzzw.operator_named(self.operator)
@@ -271,26 +271,28 @@ class SFNEBlock(nnx.Module):
         kernel1, bias1 = self.rgu1.projections()
         kernel1 = jnp.concatenate([kernel1, self.mixer.kernel[...]], axis=1)
         bias1 = jnp.pad(bias1, (0, self.channels))  # the mixer's would be standardized away
-        k1, q1, u = jnp.split(channel_major.pointwise(x, kernel1, bias1), 3)
-        k2, q2 = jnp.split(channel_major.pointwise(hyper, *self.rgu2.projections()), 2)
+        of_x = channel_major.pointwise(x, kernel1, bias1)
+        of_hyper = channel_major.pointwise(hyper, *self.rgu2.projections())
         kernel = jnp.concatenate([self.rgu1.y.kernel[...], self.rgu2.y.kernel[...]])
-        positions = [rgu.position[...].astype(x.dtype) for rgu in (self.rgu1, self.rgu2)]
-        f = rematerialized_on_cpu(self._units)((k1, k2), (q1, q2), positions, kernel)
+        positions = [rgu.position[...] for rgu in (self.rgu1, self.rgu2)]
+        f, u = rematerialized_on_cpu(self._units)(of_x, of_hyper, positions, kernel)
         return self._standardize(f), self._standardize(u)
 
     def _units(
         self,
-        ks: tuple[jax.Array, jax.Array],
-        qs: tuple[jax.Array, jax.Array],
+        of_x: jax.Array,
+        of_hyper: jax.Array,
         positions: list[jax.Array],
         kernel: jax.Array,
-    ) -> jax.Array:
-        """Both recursive gated units, from their projections on."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """Both recursive gated units, from their projections on, and `u`."""
+        k1, q1, u = jnp.split(of_x, 3)
+        pairs = [(k1, q1), jnp.split(of_hyper, 2)]
         activated = [
-            self._standardize(k * q, activate=True) + position[None, None]
-            for k, q, position in zip(ks, qs, positions, strict=True)
+            self._standardize(k * q, activate=True) + channel_major.spread(position, k)
+            for (k, q), position in zip(pairs, positions, strict=True)
         ]
-        return channel_major.pointwise(channel_major.gather(activated), kernel)
+        return channel_major.pointwise(channel_major.gather(activated), kernel), u
 
     def _exponents(self, o: jax.Array, kernels: SlowKernels) -> tuple[jax.Array, jax.Array]:
         """Of the hyper interaction of (o, x): by channel and by position."""

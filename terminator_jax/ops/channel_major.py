@@ -72,8 +72,17 @@ def statistics(x: jax.Array, causal: bool) -> tuple[tuple[int, ...], int | None]
 
 
 def like(values: jax.Array, x: jax.Array) -> jax.Array:
-    """`values`, one per channel `(channels,)` or `(channels, batch)`, to broadcast against `x`."""
-    return values.astype(x.dtype).reshape(values.shape + (1,) * (x.ndim - values.ndim))
+    """`values`, one per channel `(channels,)` or `(channels, batch)`, as a map like `x`."""
+    return spread(values.reshape(values.shape + (1,) * (x.ndim - values.ndim)), x)
+
+
+def spread(values: jax.Array, x: jax.Array) -> jax.Array:
+    """`values` broadcast to the shape and dtype of `x`.
+
+    Rounded after that and not before: their gradient is then a sum in float32 or wider.
+    """
+    wide = jnp.promote_types(values.dtype, jnp.float32)
+    return jnp.broadcast_to(values.astype(wide), x.shape).astype(x.dtype)
 
 
 def vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -128,9 +137,10 @@ def product(kernel: jax.Array, x: jax.Array) -> jax.Array:
     """`kernelᵀ x` of `(inputs, outputs)` and `(inputs, *rest)`, summed in float32 or wider.
 
     The gradients are written out because those that `jnp.dot` has come out transposed, which costs
-    a copy of every large map on a CPU.
+    a copy of every large map on a CPU. The kernel is turned first: CPUs with bfloat16 units have
+    fast products only of rows with columns.
     """
-    return _contract(kernel, x, (0,), (0,))
+    return _contract(_in_memory(kernel.T), x, (1,), (0,))
 
 
 def _contract(a: jax.Array, b: jax.Array, axes_a: Axes, axes_b: Axes) -> jax.Array:

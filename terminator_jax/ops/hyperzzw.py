@@ -116,7 +116,8 @@ def _dots(hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False) 
         raise ValueError("dot mixes all positions: choose 'product' or 'convolution' if causal")
     if hyper.ndim != 4 or hyper.shape[2] != hyper.shape[3]:
         raise ValueError(f"dot needs square 2-D maps, got a size of {hyper.shape[2:]}")
-    return [hyper @ u for u in maps]
+    wide = jnp.promote_types(hyper.dtype, jnp.float32)
+    return [jnp.matmul(hyper, u, preferred_element_type=wide).astype(u.dtype) for u in maps]
 
 
 def _convolutions(

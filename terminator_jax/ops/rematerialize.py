@@ -17,8 +17,8 @@ def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
     mode only.
 
     Args:
-      function: from pytrees of floating-point arrays to an array. All that is worth computing again
-        has to use something of its first argument.
+      function: from pytrees of floating-point arrays to one. All that is worth computing again has
+        to use something of its first argument, and waits for the gradient of the first result.
 
     Example:
       >>> import jax.numpy as jnp
@@ -27,7 +27,7 @@ def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
     """
 
     @jax.custom_vjp
-    def call(*arguments: Any) -> jax.Array:
+    def call(*arguments: Any) -> Any:
         return function(*arguments)
 
     def forward(*arguments):
@@ -35,7 +35,8 @@ def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
 
     def backward(arguments, dy):
         first, *rest = arguments
-        late = jax.tree.map(lambda x: after(dy, x), first)
+        done, *_ = jax.tree.leaves(dy)
+        late = jax.tree.map(lambda x: after(done, x), first)
         return jax.vjp(function, late, *rest)[1](dy)
 
     call.defvjp(forward, backward)

@@ -48,3 +48,13 @@ def test_sums_of_bfloat16_are_wide():
     np.testing.assert_array_equal(
         jax.grad(lambda k: channel_major.pointwise(x, k).sum())(kernel), 1
     )
+
+
+def test_gradients_of_spread_values_are_wide():
+    """A sum of 4097 ones, which bfloat16 would round to 4096."""
+    y = jnp.ones((3, 17, 241), jnp.bfloat16)
+    for values in (jnp.ones(3), jnp.ones((3, 17))):
+        out, pullback = jax.vjp(lambda v: channel_major.like(v, y), values)
+        assert (out.shape, out.dtype) == (y.shape, y.dtype)
+        (gradient,) = pullback(y)
+        np.testing.assert_array_equal(gradient, y.size / values.size)
