@@ -285,7 +285,10 @@ class SFNEBlock(nnx.Module):
         positions: list[jax.Array],
         kernel: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Both recursive gated units, from their projections on, and `u`."""
+        """Both recursive gated units, from their projections on, and `u`.
+
+        The projections come as they were computed, joined, and so no part of them is copied.
+        """
         k1, q1, u = jnp.split(of_x, 3)
         pairs = [(k1, q1), jnp.split(of_hyper, 2)]
         activated = [

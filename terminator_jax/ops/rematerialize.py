@@ -9,7 +9,7 @@ from terminator_jax.ops.channel_major import vary_alike
 from terminator_jax.ops.order import after
 
 
-def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, of which a gradient keeps the arguments only.
 
     As `jax.checkpoint`, whose second computation XLA finds to be the first one on CPUs: here what
@@ -17,8 +17,9 @@ def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
     mode only.
 
     Args:
-      function: from pytrees of floating-point arrays to one. All that is worth computing again has
-        to use something of its first argument, and waits for the gradient of the first result.
+      function: from pytrees of floating-point arrays to a pytree of such. All that is worth
+        computing again has to use something of its first argument; it waits for the gradient of
+        the first array of the result.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +49,7 @@ def rematerialized(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
     return alike
 
 
-def rematerialized_on_cpu(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def rematerialized_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """`rematerialized` on CPUs, elsewhere the function as it is.
 
     For what is mere passes over memory: the compilers of TPUs compute that inside of products, and
