@@ -60,6 +60,7 @@ class Step(NamedTuple):
     dtype: str
     batch: int
     experiment: str = "cifar10"
+    remat: bool = False
 
 
 class Block(NamedTuple):
@@ -77,7 +78,7 @@ CASES = {
     "2x2-jit": Step("v5e:2x2", "jit", "bfloat16", 64),
     "2x2-jit-float32": Step("v5e:2x2", "jit", "float32", 64),
     "2x2-pmap": Step("v5e:2x2", "pmap", "bfloat16", 64),
-    "1x1-large": Step("v5e:1x1", "jit", "bfloat16", 1024),
+    "1x1-large": Step("v5e:1x1", "jit", "bfloat16", 1024, remat=True),
     "4x4-jit": Step("v5e:4x4", "jit", "bfloat16", 64),
     "16x16-jit": Step("v5e:16x16", "jit", "bfloat16", 64),
     "digits": Step("v5e:2x2", "jit", "bfloat16", 64, "digits"),
@@ -103,8 +104,9 @@ def lower_step(case: Step) -> jax.stages.Lowered:
     devices = devices_of(case.topology)
     total = case.batch * len(devices)
     overrides = dict(
-        batch_size=total, eval_batch_size=total, parallel=case.parallel, dtype=case.dtype
-    )
+        batch_size=total, eval_batch_size=total, parallel=case.parallel, dtype=case.dtype,
+        remat=case.remat,
+    )  # fmt: skip
     config = configs.read(
         ROOT / "experiments" / f"{case.experiment}.py",
         [f"--config.{name}={value}" for name, value in overrides.items()],
@@ -265,7 +267,8 @@ def steps_table(results: dict[str, dict]) -> str:
             exchanges = ["–", "–"]
             if "error" not in found:
                 exchanges = [str(found["collectives"]), f"{found['exchanged'] / 1e6:.1f}"]
-            labels = [case.experiment, case.topology, case.parallel, case.dtype, f"{total:,}"]
+            dtype = f"{case.dtype}, remat" if case.remat else case.dtype
+            labels = [case.experiment, case.topology, case.parallel, dtype, f"{total:,}"]
             rows.append([*labels, *amounts(found, case.batch), *exchanges])
     return report.table(head, rows)
 
