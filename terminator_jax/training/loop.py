@@ -14,6 +14,7 @@ import grain
 import jax
 
 from terminator_jax.data import pipeline
+from terminator_jax.data.cache import user_cache
 from terminator_jax.data.errors import InputError
 from terminator_jax.training.checkpoint import (
     Checkpoints,
@@ -27,9 +28,11 @@ from terminator_jax.training.interrupt import Interrupt
 from terminator_jax.training.logs import Logs
 from terminator_jax.training.metrics import Meter, Scalars
 from terminator_jax.training.parallel import anywhere, own_process
+from terminator_jax.training.programs import kept
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import TrainState
 from terminator_jax.training.step import make_train_step
+from terminator_jax.training.task import BUNDLED
 from terminator_jax.training.trace import Trace
 
 
@@ -144,9 +147,7 @@ def _steps(
 ) -> int:
     """The loop. Nothing in it waits for the devices but what the log and checkpoints need."""
     config, alone, start = run.config, jax.process_count() == 1, step
-    train_step = run.mode.compile(
-        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
-    )
+    train_step = _train_step(run)
     meter = Meter(config.batch_size, run.source.logged)
     while step < run.total:
         state, metrics = train_step(state, run.mode.place(next(batches)))
@@ -177,6 +178,17 @@ def _steps(
         if stops:
             break
     return step
+
+
+def _train_step(run: Run) -> Callable:
+    """The step on all devices; that of the package's own models kept, if programs are to be."""
+    step = make_train_step(run.task, run.structure, run.solver, run.schedule)
+    step = run.mode.compile(step, donate=True)
+    bundled = any(run.task.family is family for family in BUNDLED)
+    if not (run.config.compilation_cache and bundled and jax.process_count() == 1):
+        return step
+    made_from = (run.config.to_json(), run.steps_per_epoch)
+    return kept(step, made_from, user_cache() / "programs", tuple(run.mode.mesh.devices.flat))
 
 
 def _divides(every: int, step: int) -> bool:

@@ -141,6 +141,8 @@ FAMILIES = {
         kind="text",
     ),
 }
+# Those whose code is this package's own.
+BUNDLED = tuple(FAMILIES.values())
 
 
 class Keys:
