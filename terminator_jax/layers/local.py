@@ -104,13 +104,8 @@ class LocalBranches(nnx.Module):
     def _padding(self) -> str:
         return "causal" if self.causal else "same"
 
-    def channel_major(self, maps: Mapping[str, jax.Array]) -> jax.Array:
-        """The same of channel-major maps, `(channels, batch, *spatial)`, joined along channels."""
-        y = self.mixed(maps)
-        return self.activated(y, self.statistics(y), self.scalar[...])
-
     def mixed(self, maps: Mapping[str, jax.Array]) -> jax.Array:
-        """The joined channel-major maps before `activated`.
+        """Channel-major, `(channels, batch, *spatial)`: the maps before `activated`, joined.
 
         All branches are computed together: a quarter of the operations to compile.
         """
@@ -135,12 +130,12 @@ class LocalBranches(nnx.Module):
         return across(moments(y, (1, *space), running=running), self.axis_name)
 
     @staticmethod
-    def activated(
-        y: jax.Array, statistics: tuple[jax.Array, jax.Array], scalars: jax.Array
-    ) -> jax.Array:
-        """BS, GELU and each branch's scalar."""
-        y = normalize(y, *statistics, EPSILON, activate=True)
-        return y + channel_major.like(jnp.repeat(scalars, len(y) // len(scalars)), y)
+    def activated(y: jax.Array, statistics: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """BS and GELU, without each branch's scalar: the same everywhere.
+
+        What follows in a block, a linear map and a standardization over space, takes that away.
+        """
+        return normalize(y, *statistics, EPSILON, activate=True)
 
     def _mixed(self, y: jax.Array) -> jax.Array:
         """Each branch's map, one after the other along the channels, through its own mixer.

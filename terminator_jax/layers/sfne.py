@@ -17,6 +17,7 @@ from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import channel_major, hyperzzw
 from terminator_jax.ops.activation import gated
+from terminator_jax.ops.order import stored
 from terminator_jax.ops.rematerialize import rematerialized_on_cpu
 from terminator_jax.ops.standardize import (
     EPSILON,
@@ -222,10 +223,11 @@ class SFNEBlock(nnx.Module):
         skips = {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
         _, running = channel_major.statistics(x, self.causal)
         y = standardize_groups(
-            self._mixed(x, skips, kernels), self.groups, batch_axis=1, channel_axis=0,
-            running=running, axis_name=self.axis_name, activate=True,
+            stored(self._mixed(x, skips, kernels)), self.groups, batch_axis=1,
+            channel_axis=0, running=running, axis_name=self.axis_name, activate=True,
         )  # fmt: skip
-        return self.dropped(y + channel_major.spread(self.bias[...], y), rngs)
+        y = self.dropped(y + channel_major.spread(self.bias[...], y), rngs)
+        return stored(y)
 
     def dropped(self, y: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """The channel-major result with channels dropped, if there are `rngs`."""
@@ -235,6 +237,7 @@ class SFNEBlock(nnx.Module):
     def _mixed(self, x: jax.Array, skips: dict[str, jax.Array], kernels: SlowKernels) -> jax.Array:
         """The result before its standardization."""
         hyper = x * channel_major.spread(channel_major.enter(kernels.hyper)[:, None], x)
+        hyper = stored(hyper)
         f, u = self._projected(x, hyper)
         h = self._gated(x, kernels.gate)
         operator = hyperzzw.operator_named(self.operator)
@@ -244,8 +247,7 @@ class SFNEBlock(nnx.Module):
         # All that the bottleneck reads is larger than what it is made of: gradients make it again.
         return rematerialized_on_cpu(self._bottleneck)(
             (o, self._exponents(o, kernels), self.local.statistics(local)),
-            dict(o_u=o_u, o_h=o_h, f=f, **skips), x, local, self.local.scalar[...],
-            self._rows(skips),
+            dict(o_u=o_u, o_h=o_h, f=f, **skips), x, local, self._rows(skips),
         )  # fmt: skip
 
     def _standardize(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
@@ -310,7 +312,6 @@ class SFNEBlock(nnx.Module):
         maps: dict[str, jax.Array],
         x: jax.Array,
         local: jax.Array,
-        scalars: jax.Array,
         kernel: jax.Array,
     ) -> jax.Array:
         """The bottleneck, with all that it reads made on the way.
@@ -322,11 +323,10 @@ class SFNEBlock(nnx.Module):
           maps: what it reads as it is.
           x: what the hyper interaction gates.
           local: the local maps before their standardization.
-          scalars: of the local branches.
           kernel: see `_rows`.
         """
         o, (channel, spatial), statistics = late
-        local = self.local.activated(local, statistics, scalars)
+        local = self.local.activated(local, statistics)
         maps = maps | dict(o=o, s=gated(o, o), i=gated(x, channel * spatial), local=local)
         parts = [channel_major.positions(maps[name]) for name in _largest_first(maps)]
         kernel, *parts = channel_major.vary_alike(kernel.astype(x.dtype), *parts)

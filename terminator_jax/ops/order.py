@@ -37,3 +37,20 @@ def after_product(first: jax.Array, x: jax.Array) -> jax.Array:
     if jax.default_backend() != "cpu":
         return jax.lax.optimization_barrier((first, x))[1]
     return x + 0 * first[:1]
+
+
+@jax.custom_vjp
+def stored(x: jax.Array) -> jax.Array:
+    """`x`, on a CPU once in memory, however little it takes to compute; what is infinite, as NaN.
+
+    XLA computes what is cheap wherever it is used, from all that it is made of, which then has to
+    be kept instead. It never repeats a division: here one by 1, unless a factor can replace it.
+
+    Example:
+      >>> print(stored(jnp.arange(3.0)))
+      [0. 1. 2.]
+    """
+    return x / (1 + 0 * x) if jax.default_backend() == "cpu" else x
+
+
+stored.defvjp(lambda x: (stored(x), None), lambda _, dy: (dy,))
