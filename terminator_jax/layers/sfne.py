@@ -17,6 +17,7 @@ from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import channel_major, hyperzzw
 from terminator_jax.ops.activation import gated
+from terminator_jax.ops.channel_major import Made
 from terminator_jax.ops.order import stored
 from terminator_jax.ops.rematerialize import rematerialized_on_cpu
 from terminator_jax.ops.standardize import (
@@ -244,11 +245,18 @@ class SFNEBlock(nnx.Module):
         results = operator(hyper, [f, u, h], causal=self.causal)
         o, o_u, o_h = (self._scaled(result) for result in results)
         local = self.local.mixed(dict(x=x, u=u, h=h))
-        # All that the bottleneck reads is larger than what it is made of: gradients make it again.
-        return rematerialized_on_cpu(self._bottleneck)(
-            (o, self._exponents(o, kernels), self.local.statistics(local)),
-            dict(o_u=o_u, o_h=o_h, f=f, **skips), x, local, self._rows(skips),
-        )  # fmt: skip
+        maps = {name: Made(None, (m,)) for name, m in dict(o=o, o_u=o_u, o_h=o_h, f=f).items()}
+        maps |= {name: Made(None, (skip,)) for name, skip in skips.items()}
+        maps["s"] = Made(gated, (o, o))
+        maps["i"] = Made(_interaction, (x, self._exponents(o, kernels)))
+        maps["local"] = Made(self.local.activated, (local, self.local.statistics(local)))
+        rows = self._rows(skips)
+        order = sorted(rows, key=lambda name: (-len(rows[name]), name))
+        # Without its bias, which the standardization that follows takes away.
+        return channel_major.joined_product(
+            jnp.concatenate([rows[name] for name in order]).astype(x.dtype),
+            [maps[name] for name in order],
+        )
 
     def _standardize(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
         """IS."""
@@ -270,34 +278,30 @@ class SFNEBlock(nnx.Module):
 
     def _projected(self, x: jax.Array, hyper: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`f` and `u`, from one product of x and one of the hyper-kernel."""
-        kernel1, bias1 = self.rgu1.projections()
-        kernel1 = jnp.concatenate([kernel1, self.mixer.kernel[...]], axis=1)
-        bias1 = jnp.pad(bias1, (0, self.channels))  # the mixer's would be standardized away
-        of_x = channel_major.pointwise(x, kernel1, bias1)
+        of_x = channel_major.pointwise(x, *self.rgu1.projections())
         of_hyper = channel_major.pointwise(hyper, *self.rgu2.projections())
+        u = channel_major.pointwise(x, self.mixer.kernel[...])  # its bias would be standardized away
         kernel = jnp.concatenate([self.rgu1.y.kernel[...], self.rgu2.y.kernel[...]])
         positions = [rgu.position[...] for rgu in (self.rgu1, self.rgu2)]
-        f, u = rematerialized_on_cpu(self._units)(of_x, of_hyper, positions, kernel)
+        f = rematerialized_on_cpu(self._units)((of_x, of_hyper), positions, kernel)
         return self._standardize(f), self._standardize(u)
 
     def _units(
         self,
-        of_x: jax.Array,
-        of_hyper: jax.Array,
+        projections: tuple[jax.Array, jax.Array],
         positions: list[jax.Array],
         kernel: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Both recursive gated units, from their projections on, and `u`.
+    ) -> jax.Array:
+        """Both recursive gated units, from their projections on.
 
         The projections come as they were computed, joined, and so no part of them is copied.
         """
-        k1, q1, u = jnp.split(of_x, 3)
-        pairs = [(k1, q1), jnp.split(of_hyper, 2)]
+        pairs = [jnp.split(projection, 2) for projection in projections]
         activated = [
             self._standardize(k * q, activate=True) + channel_major.spread(position, k)
             for (k, q), position in zip(pairs, positions, strict=True)
         ]
-        return channel_major.pointwise(channel_major.gather(activated), kernel), u
+        return channel_major.pointwise(channel_major.gather(activated), kernel)
 
     def _exponents(self, o: jax.Array, kernels: SlowKernels) -> tuple[jax.Array, jax.Array]:
         """Of the hyper interaction of (o, x): by channel and by position."""
@@ -306,45 +310,17 @@ class SFNEBlock(nnx.Module):
         channel = hyperzzw.twice(mean, channel_major.like(kernels.channel, mean))
         return channel, hyperzzw.twice(average(o, (0,)), kernels.spatial[None, None])
 
-    def _bottleneck(
-        self,
-        late: tuple[jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
-        maps: dict[str, jax.Array],
-        x: jax.Array,
-        local: jax.Array,
-        kernel: jax.Array,
-    ) -> jax.Array:
-        """The bottleneck, with all that it reads made on the way.
-
-        Without its bias, which the standardization that follows takes away.
-
-        Args:
-          late: o, the exponents of the hyper interaction and the statistics of the local maps.
-          maps: what it reads as it is.
-          x: what the hyper interaction gates.
-          local: the local maps before their standardization.
-          kernel: see `_rows`.
-        """
-        o, (channel, spatial), statistics = late
-        local = self.local.activated(local, statistics)
-        maps = maps | dict(o=o, s=gated(o, o), i=gated(x, channel * spatial), local=local)
-        parts = [channel_major.positions(maps[name]) for name in _largest_first(maps)]
-        kernel, *parts = channel_major.vary_alike(kernel.astype(x.dtype), *parts)
-        return channel_major.joined_product(kernel, parts).reshape(-1, *x.shape[1:])
-
-    def _rows(self, skips: dict[str, jax.Array]) -> jax.Array:
-        """The bottleneck's weights in the order in which `_bottleneck` joins the maps.
+    def _rows(self, skips: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The bottleneck's weights of each map.
 
         A tiled map counts once, with the sum of its copies' weights.
         """
         kernels = jnp.split(self.bottleneck.kernel[...], len(self.order))
         rows = dict(zip(self.order, kernels, strict=True))
-        rows["local"] = jnp.concatenate(
-            [rows.pop(f"l{n + 1}") for n in range(len(self.local.branches))]
-        )
+        branches = [rows.pop(f"l{n + 1}") for n in range(len(self.local.branches))]
         for name, skip in skips.items():
             rows[name] = jnp.sum(rows[name].reshape(-1, len(skip), rows[name].shape[1]), axis=0)
-        return jnp.concatenate([rows[name] for name in _largest_first(rows)])
+        return rows | {"local": jnp.concatenate(branches)}
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
         expected = [(c, *x.shape[1:2], *self.size) for c in (self.channels, *self.skips)]
@@ -354,6 +330,7 @@ class SFNEBlock(nnx.Module):
             raise ValueError(f"expected x and skips of shapes {last[0]}, got {last[1]}")
 
 
-def _largest_first(arrays: dict[str, jax.Array]) -> list[str]:
-    """Their names, in the order in which the bottleneck takes them."""
-    return sorted(arrays, key=lambda name: (-len(arrays[name]), name))
+def _interaction(x: jax.Array, exponents: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The hyper interaction: `x` gated by a product of what channels and positions give."""
+    channel, spatial = exponents
+    return gated(x, channel * spatial)

@@ -315,8 +315,7 @@ def _run_again(
     """The same; gradients compute again what lies inside, all but the dropout."""
     graph, variables = nnx.split(block)
 
-    def run(arguments):
-        variables, x, skips, kernels = arguments
+    def run(x, variables, skips, kernels):
         return _run(nnx.merge(graph, variables), x, skips, kernels, None)
 
-    return block.dropped(rematerialized(run)((variables, x, skips, kernels)), rngs)
+    return block.dropped(rematerialized(run)(x, variables, skips, kernels), rngs)

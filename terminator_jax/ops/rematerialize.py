@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from terminator_jax.ops.channel_major import vary_alike
-from terminator_jax.ops.order import after
+from terminator_jax.ops.order import after, stored
 
 
 def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,7 +37,7 @@ def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
     def backward(arguments, dy):
         first, *rest = arguments
         done, *_ = jax.tree.leaves(dy)
-        late = jax.tree.map(lambda x: after(done, x), first)
+        late = jax.tree.map(lambda x: stored(after(done, x)), first)
         return jax.vjp(function, late, *rest)[1](dy)
 
     call.defvjp(forward, backward)

@@ -7,12 +7,14 @@ mean of squares together). Causal ones run along a sequence: at each position th
 positions so far.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from terminator_jax.ops.activation import gelu, gelu_slope
-from terminator_jax.ops.channel_major import vary_alike
+from terminator_jax.ops.channel_major import vary_alike, mean
 from terminator_jax.ops.inverse_root import inverse_root
 
 EPSILON = 1e-5
@@ -113,8 +115,32 @@ def standardize(
 
     With `activate`, the GELU of that.
     """
+    if running is None and axis_name is None and not activate:
+        return standardized(x, axes, epsilon)
     statistics = across(moments(x, axes, running=running), axis_name)
     return normalize(x, *statistics, epsilon, activate=activate)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def standardized(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
+    """`standardize` of what lies on one device, whose gradient keeps the result instead of `x`."""
+    return normalize(x, *moments(x, axes), epsilon)
+
+
+def _standardized_forward(x, axes, epsilon):
+    mean, square = moments(x, axes)
+    y = normalize(x, mean, square, epsilon)
+    return y, (y, inverse_root(square - mean * mean + epsilon, epsilon))
+
+
+def _standardized_backward(axes, epsilon, residuals, dy):
+    y, scale = residuals
+    m = lambda v: mean(v).reshape(v.shape[:2]+(1,)*(v.ndim-2))
+    along = y * m(dy * y)
+    return (((dy - m(dy) - along) * scale).astype(y.dtype),)
+
+
+standardized.defvjp(_standardized_forward, _standardized_backward)
 
 
 def standardize_groups(
