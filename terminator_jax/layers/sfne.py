@@ -17,7 +17,7 @@ from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import channel_major, hyperzzw
 from terminator_jax.ops.activation import gated
-from terminator_jax.ops.channel_major import Made
+from terminator_jax.ops.joined import Made, joined_product
 from terminator_jax.ops.order import stored
 from terminator_jax.ops.rematerialize import rematerialized_on_cpu
 from terminator_jax.ops.standardize import (
@@ -28,6 +28,7 @@ from terminator_jax.ops.standardize import (
     normalize,
     standardize,
     standardize_groups,
+    standardize_maps,
 )
 
 BRANCHES = (
@@ -227,8 +228,7 @@ class SFNEBlock(nnx.Module):
             stored(self._mixed(x, skips, kernels)), self.groups, batch_axis=1,
             channel_axis=0, running=running, axis_name=self.axis_name, activate=True,
         )  # fmt: skip
-        y = self.dropped(y + channel_major.spread(self.bias[...], y), rngs)
-        return stored(y)
+        return stored(self.dropped(y + channel_major.spread(self.bias[...], y), rngs))
 
     def dropped(self, y: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """The channel-major result with channels dropped, if there are `rngs`."""
@@ -237,8 +237,7 @@ class SFNEBlock(nnx.Module):
 
     def _mixed(self, x: jax.Array, skips: dict[str, jax.Array], kernels: SlowKernels) -> jax.Array:
         """The result before its standardization."""
-        hyper = x * channel_major.spread(channel_major.enter(kernels.hyper)[:, None], x)
-        hyper = stored(hyper)
+        hyper = stored(x * channel_major.spread(channel_major.enter(kernels.hyper)[:, None], x))
         f, u = self._projected(x, hyper)
         h = self._gated(x, kernels.gate)
         operator = hyperzzw.operator_named(self.operator)
@@ -253,13 +252,15 @@ class SFNEBlock(nnx.Module):
         rows = self._rows(skips)
         order = sorted(rows, key=lambda name: (-len(rows[name]), name))
         # Without its bias, which the standardization that follows takes away.
-        return channel_major.joined_product(
+        return joined_product(
             jnp.concatenate([rows[name] for name in order]).astype(x.dtype),
             [maps[name] for name in order],
         )
 
     def _standardize(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
         """IS."""
+        if not (self.causal or activate):
+            return standardize_maps(x)
         space, running = channel_major.statistics(x, self.causal)
         return standardize(x, space, running=running, activate=activate)
 
@@ -280,7 +281,8 @@ class SFNEBlock(nnx.Module):
         """`f` and `u`, from one product of x and one of the hyper-kernel."""
         of_x = channel_major.pointwise(x, *self.rgu1.projections())
         of_hyper = channel_major.pointwise(hyper, *self.rgu2.projections())
-        u = channel_major.pointwise(x, self.mixer.kernel[...])  # its bias would be standardized away
+        # Without its bias, which would be standardized away.
+        u = channel_major.pointwise(x, self.mixer.kernel[...])
         kernel = jnp.concatenate([self.rgu1.y.kernel[...], self.rgu2.y.kernel[...]])
         positions = [rgu.position[...] for rgu in (self.rgu1, self.rgu2)]
         f = rematerialized_on_cpu(self._units)((of_x, of_hyper), positions, kernel)

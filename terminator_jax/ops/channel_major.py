@@ -6,15 +6,13 @@ nothing has to be transposed on the way. On a CPU this is worth a factor; TPU co
 layout in memory themselves, whatever the order of the axes.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from terminator_jax.ops.order import after, after_product
+from terminator_jax.ops.order import after_product
 from terminator_jax.ops.partitioning import shared
 
 Axes = tuple[int, ...]
@@ -141,10 +139,10 @@ def product(kernel: jax.Array, x: jax.Array) -> jax.Array:
     a copy of every large map on a CPU. The kernel is turned first: CPUs with bfloat16 units have
     fast products only of rows with columns.
     """
-    return _contract(_in_memory(kernel.T), x, (1,), (0,))
+    return contract(_in_memory(kernel.T), x, (1,), (0,))
 
 
-def _contract(a: jax.Array, b: jax.Array, axes_a: Axes, axes_b: Axes) -> jax.Array:
+def contract(a: jax.Array, b: jax.Array, axes_a: Axes, axes_b: Axes) -> jax.Array:
     """The sum of products over these axes."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
     axes = ((axes_a, axes_b), ((), ()))
@@ -158,83 +156,12 @@ def _product_forward(kernel, x):
 def _product_backward(residuals, dy):
     kernel, x = residuals
     rest = tuple(range(1, x.ndim))
-    dkernel = _contract(x, dy, rest, rest)
+    dkernel = contract(x, dy, rest, rest)
     # The map's gradient second, when nothing needs the map any more: often the largest there is.
-    return dkernel, _contract(after_product(dkernel, kernel), dy, (1,), (0,))
+    return dkernel, contract(after_product(dkernel, kernel), dy, (1,), (0,))
 
 
 product.defvjp(_product_forward, _product_backward)
-
-
-class Made(NamedTuple):
-    """A map as what it is made from: `function(*arguments)`.
-
-    Attributes:
-      function: of arrays; None if the map is the only argument itself.
-      arguments: all that takes time uses the last of them.
-    """
-
-    function: Callable[..., jax.Array] | None
-    arguments: tuple[Any, ...]
-
-
-def joined_product(kernel: jax.Array, maps: Sequence[Made]) -> jax.Array:
-    """`product` of maps joined along their channels; on a CPU, gradients make each map again.
-
-    One after the other: each is freed, with its gradient, before the next is made.
-
-    Args:
-      kernel: `(inputs, outputs)`, the rows in the order of the maps.
-      maps: the first best the largest.
-
-    Returns:
-      `(outputs, batch, *spatial)`.
-    """
-    functions, arguments = (tuple(parts) for parts in zip(*maps, strict=True))
-    leaves, tree = jax.tree.flatten((kernel, arguments))
-    kernel, arguments = jax.tree.unflatten(tree, vary_alike(*leaves))
-    if jax.default_backend() == "cpu":
-        return _one_by_one(functions, kernel, arguments)
-    return product(kernel, gather([_make(f, *a) for f, a in zip(functions, arguments, strict=True)]))
-
-
-def _make(function: Callable[..., jax.Array] | None, *arguments: Any) -> jax.Array:
-    return function(*arguments) if function else arguments[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _one_by_one(functions, kernel: jax.Array, arguments) -> jax.Array:
-    """`joined_product` with a product for the gradient of each map."""
-    first, *rest = [_make(f, *a) for f, a in zip(functions, arguments, strict=True)]
-    # The first, and largest, has a product of its own here too: it is not worth a copy.
-    own, other = jnp.split(kernel, [len(first)])
-    out = product(own, positions(first)) + product(other, positions(gather(rest)))
-    return out.reshape(-1, *first.shape[1:])
-
-
-def _joined_forward(functions, kernel, arguments):
-    return _one_by_one(functions, kernel, arguments), (kernel, arguments)
-
-
-def _joined_backward(functions, residuals, dy):
-    kernel, arguments = residuals
-    done, start = dy, 0
-    dkernels, darguments = [], []
-    flat = positions(dy)
-    for function, own in zip(functions, arguments, strict=True):
-        # XLA would join what has a factor in common, and find again what the forward pass made.
-        late = (*own[:-1], jax.tree.map(functools.partial(after, done), own[-1]))
-        x, pullback = jax.vjp(functools.partial(_make, function), *late)
-        rows = kernel[start : start + len(x)]
-        start += len(x)
-        dkernels.append(_contract(positions(x), flat, (1,), (1,)))
-        dx = _contract(after_product(dkernels[-1], rows), flat, (1,), (0,))
-        darguments.append(pullback(dx.reshape(x.shape)))
-        done = min(jax.tree.leaves(darguments[-1]), key=lambda leaf: leaf.size)
-    return jnp.concatenate(dkernels), tuple(darguments)
-
-
-_one_by_one.defvjp(_joined_forward, _joined_backward)
 
 
 def gather(maps: Sequence[jax.Array]) -> jax.Array:

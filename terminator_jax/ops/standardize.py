@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from terminator_jax.ops import channel_major
 from terminator_jax.ops.activation import gelu, gelu_slope
-from terminator_jax.ops.channel_major import vary_alike, mean
 from terminator_jax.ops.inverse_root import inverse_root
 
 EPSILON = 1e-5
@@ -73,7 +73,7 @@ def normalize(
         scale = gate * inverse_root(gate * gate * variance + epsilon, epsilon)
     shift = mean * scale
     if activate:
-        return scaled_gelu(*vary_alike(x, scale, shift))
+        return scaled_gelu(*channel_major.vary_alike(x, scale, shift))
     return (x * scale - shift).astype(x.dtype)
 
 
@@ -115,32 +115,8 @@ def standardize(
 
     With `activate`, the GELU of that.
     """
-    if running is None and axis_name is None and not activate:
-        return standardized(x, axes, epsilon)
     statistics = across(moments(x, axes, running=running), axis_name)
     return normalize(x, *statistics, epsilon, activate=activate)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def standardized(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
-    """`standardize` of what lies on one device, whose gradient keeps the result instead of `x`."""
-    return normalize(x, *moments(x, axes), epsilon)
-
-
-def _standardized_forward(x, axes, epsilon):
-    mean, square = moments(x, axes)
-    y = normalize(x, mean, square, epsilon)
-    return y, (y, inverse_root(square - mean * mean + epsilon, epsilon))
-
-
-def _standardized_backward(axes, epsilon, residuals, dy):
-    y, scale = residuals
-    m = lambda v: mean(v).reshape(v.shape[:2]+(1,)*(v.ndim-2))
-    along = y * m(dy * y)
-    return (((dy - m(dy) - along) * scale).astype(y.dtype),)
-
-
-standardized.defvjp(_standardized_forward, _standardized_backward)
 
 
 def standardize_groups(
@@ -170,6 +146,35 @@ def standardize_groups(
     use_batch = (np.arange(channels) // (channels // groups) % 2 == 0).reshape(shape)
     chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
     return normalize(x, *chosen, epsilon, activate=activate)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardize_maps(x: jax.Array, epsilon: float = EPSILON) -> jax.Array:
+    """IS of channel-major maps, whose gradient keeps the result instead of `x`.
+
+    Example:
+      >>> print(standardize_maps(jnp.arange(4.0).reshape(1, 1, 4)).round(2))
+      [[[-1.34 -0.45  0.45  1.34]]]
+    """
+    return _standardize_forward(x, epsilon)[0]
+
+
+def _standardize_forward(x, epsilon):
+    mean, square = moments(x, channel_major.space(x))
+    y = normalize(x, mean, square, epsilon)
+    return y, (y, inverse_root(square - mean * mean + epsilon, epsilon))
+
+
+def _standardize_backward(epsilon, residuals, dy):
+    y, scale = residuals
+
+    def mean(values):
+        return channel_major.mean(values).reshape(scale.shape)
+
+    return (((dy - mean(dy) - y * mean(dy * y)) * scale).astype(y.dtype),)
+
+
+standardize_maps.defvjp(_standardize_forward, _standardize_backward)
 
 
 def instance_standardize(

@@ -24,23 +24,6 @@ def test_products(x64, monkeypatch, platform, size):
     assert relative(dbias, dy.sum(rest)) < 1e-12
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_a_product_of_joined_maps(x64, monkeypatch, platform):
-    """As `product` of the maps joined, and its gradients."""
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    maps, kernel = [normal(n, 2, 5, seed=n) for n in (4, 3, 1)], normal(8, 6)
-
-    def joined(kernel, maps):
-        return channel_major.product(kernel, jnp.concatenate(maps))
-
-    both = [jax.vjp(way, kernel, maps) for way in (channel_major.joined_product, joined)]
-    (found, pullback), (expected, reference) = both
-    assert relative(found, expected) < 1e-12
-    dy = normal(6, 2, 5, seed=9)
-    for a, b in zip(*map(jax.tree.leaves, (pullback(dy), reference(dy))), strict=True):
-        assert relative(a, b) < 1e-12
-
-
 def test_sums_of_bfloat16_are_wide():
     """1 + 256 ones: bfloat16 would stop counting at 256."""
     x, kernel = jnp.ones((512, 1, 1), jnp.bfloat16), jnp.ones((512, 1), jnp.bfloat16)

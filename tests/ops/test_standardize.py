@@ -15,6 +15,7 @@ from terminator_jax.ops.standardize import (
     instance_standardize,
     scaled_gelu,
     standardize,
+    standardize_maps,
 )
 
 SHAPES = [(3, 10, 6), (2, 4, 5, 6), (2, 3, 2, 4, 6)]
@@ -83,6 +84,29 @@ def test_gradients(x64, function):
     y, sigma = standardized(x, axes, 0.0), np.std(x, axes, keepdims=True)
     along_y = y * np.mean(w * y, axes, keepdims=True)
     assert relative(grad, (w - np.mean(w, axes, keepdims=True) - along_y) / sigma) < 1e-11
+
+
+def test_channel_major_maps(x64):
+    """Values and gradients are those of the formula that says what is standardized."""
+    x, dy = jnp.moveaxis(skewed((2, 4, 3, 5)), -1, 0), normal(5, 2, 4, 3, seed=5)
+    (y, pullback), (expected, reference) = (
+        jax.vjp(f, x) for f in (standardize_maps, lambda x: standardize(x, (2, 3)))
+    )
+    assert relative(y, expected) < 1e-12
+    assert relative(pullback(dy)[0], reference(dy)[0]) < 1e-11
+
+
+def test_channel_major_maps_keep_their_result():
+    """And not what it was made of, which then need not be kept."""
+    x = jnp.arange(60.0).reshape(3, 2, 10)
+    y, pullback = jax.vjp(standardize_maps, x)
+    assert any(
+        leaf is y or leaf.shape == y.shape and (leaf == y).all()
+        for leaf in jax.tree.leaves(pullback)
+    )
+    assert not any(
+        leaf.shape == x.shape and (leaf == x).all() for leaf in jax.tree.leaves(pullback)
+    )
 
 
 def test_activated(x64):
