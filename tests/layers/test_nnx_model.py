@@ -24,6 +24,7 @@ WIDTHS = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths
 STANDARDIZED_AWAY = {
     "block/bottleneck/bias",
     "block/local/mixer_bias",
+    "block/local/scalar",
     "block/mixer/bias",
     "block/rgu1/y/bias",
     "block/rgu2/y/bias",
