@@ -2,6 +2,7 @@
 
 Compiling a random generator takes a CPU most of a second for every size of array, and a network has
 dozens of sizes. So these draw a rounded number of values, of which there are few, and take a part.
+Neither that nor constants need programs of their own: outside of tracing NumPy makes them.
 """
 
 import functools
@@ -31,6 +32,19 @@ def normal(deviation: float):
         return _part(_normal(key, deviation, _rounded(shape), dtype), shape)
 
     return init
+
+
+def constant(value: float):
+    """Initializer: `value` everywhere."""
+
+    def init(key, shape, dtype=jnp.float32):
+        del key
+        return jax.device_put(np.full(shape, value, dtype))
+
+    return init
+
+
+zeros, ones = constant(0.0), constant(1.0)
 
 
 def kaiming(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -88,7 +102,10 @@ def _rounded(shape: tuple[int, ...]) -> int:
 
 
 def _part(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return values[: math.prod(shape)].reshape(shape)
+    count = math.prod(shape)
+    if isinstance(values, jax.core.Tracer):
+        return values[:count].reshape(shape)
+    return jax.device_put(np.asarray(values)[:count].reshape(shape))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.initializers import gabor_init, uniform
+from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.ops import coordinates, magnet
 
 OMEGA0 = 2000.0
@@ -57,11 +57,11 @@ class MAGNet(nnx.Module):
         def param(init, *shape):
             return nnx.Param(init(rngs.params(), shape, param_dtype))
 
-        square, zeros = uniform(math.sqrt(3 / hidden)), nnx.initializers.zeros
+        square = uniform(math.sqrt(3 / hidden))
         self.gabor_weight = param(gabor_init(omega0), layers + 1, len(size), hidden)
         self.gabor_bias = param(zeros, layers + 1, hidden)
         self.weight = param(square, layers, hidden, hidden)
-        self.bias = param(nnx.initializers.ones, layers, hidden)
+        self.bias = param(ones, layers, hidden)
         self.position = param(zeros, positions)
         self.out_weight = param(uniform(math.sqrt(3 / hidden / positions)), hidden, features)
         self.out_bias = param(zeros, features)

@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from terminator_jax.layers.initializers import kaiming
+from terminator_jax.layers.initializers import kaiming, zeros
 
 
 def pointwise(inputs: int, outputs: int, **kwargs) -> nnx.Linear:
@@ -18,4 +18,4 @@ def pointwise(inputs: int, outputs: int, **kwargs) -> nnx.Linear:
       >>> pointwise(12, 24, rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 12))).shape
       (2, 8, 8, 24)
     """
-    return nnx.Linear(inputs, outputs, kernel_init=kaiming, **kwargs)
+    return nnx.Linear(inputs, outputs, **{"kernel_init": kaiming, "bias_init": zeros, **kwargs})

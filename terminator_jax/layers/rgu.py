@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.initializers import uniform
+from terminator_jax.layers.initializers import uniform, zeros
 from terminator_jax.ops.standardize import instance_standardize
 
 
@@ -47,7 +47,7 @@ class RGU(nnx.Module):
         def linear():
             return nnx.Linear(
                 channels, channels, kernel_init=uniform(math.sqrt(3 / channels)),
-                dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+                bias_init=zeros, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
             )  # fmt: skip
 
         self.k, self.v, self.q, self.y = linear(), linear(), linear(), linear()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from terminator_jax.layers.initializers import gabor_init, uniform
+from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
 from terminator_jax.ops import magnet, pooling
 from terminator_jax.ops.standardize import AxisName, across
@@ -123,11 +123,9 @@ class LocalSlowNets(nnx.Module):
 
         def out(key, shape, dtype):
             scale = [math.sqrt(3 / hidden / k**ndim) for k in self.sizes]
-            return uniform(1.0)(key, shape, dtype) * jnp.asarray(scale, dtype)[:, None, None]
+            return uniform(1.0)(key, shape, dtype) * np.asarray(scale, dtype)[:, None, None]
 
-        square, zeros, ones = (
-            uniform(math.sqrt(3 / hidden)), nnx.initializers.zeros, nnx.initializers.ones,
-        )  # fmt: skip
+        square = uniform(math.sqrt(3 / hidden))
         self.gabor_weight = param(gabor, n, layers + 1, ndim, hidden)
         self.gabor_bias = param(zeros, n, layers + 1, hidden)
         self.weight = param(square, n, layers, hidden, hidden)

@@ -16,8 +16,9 @@ from terminator_jax.layers import (
     LocalSlowNet,
     LocalSlowNets,
     SpatialSlowNet,
+    initializers,
 )
-from terminator_jax.layers.initializers import gabor_init, uniform
+from terminator_jax.layers.initializers import gabor_init, kaiming, ones, uniform, zeros
 from terminator_jax.layers.magnet import evaluate
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -134,14 +135,32 @@ def test_initial_values_of_local_networks():
     assert relative(net.gabor_weight[0], net.gabor_weight[1]) > 0.1
 
 
-def test_initializers_take_shape_and_dtype():
+INITIALIZERS = (gabor_init(1.0), uniform(0.5), initializers.normal(0.5), kaiming, zeros, ones)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("init", INITIALIZERS)
+def test_initial_values_are_the_same_while_tracing(init, dtype):
     key = jax.random.key(0)
-    for init in (gabor_init(1.0), uniform(0.5)):
-        assert jax.eval_shape(lambda init=init: init(key, (3, 2, 4), jnp.bfloat16)).shape == (
-            3,
-            2,
-            4,
-        )
+    plain, traced = (f(lambda: init(key, (3, 2, 4), dtype))() for f in (lambda g: g, jax.jit))
+    assert plain.shape == (3, 2, 4) and plain.dtype == dtype
+    assert isinstance(plain, jax.Array)
+    wide = [np.asarray(x, np.float64) for x in (plain, traced)]
+    assert_allclose(*wide, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("init", INITIALIZERS)
+def test_initial_values_of_another_shape_need_no_program(init, caplog):
+    key = jax.random.key(0)
+
+    def compiled(shape):
+        caplog.clear()
+        with jax.log_compiles():
+            init(key, shape)
+        return [r.message for r in caplog.records if r.message.startswith("Compiling")]
+
+    compiled((3, 2, 4))
+    assert compiled((3, 2, 5)) == []
 
 
 @pytest.mark.parametrize(
