@@ -132,3 +132,15 @@ def test_the_package_itself_is_light(run_python):
         """
     )
     assert out.split(maxsplit=1)[1] == "[]\n"
+
+
+def test_training_starts_without_pytorch(run_python):
+    """TensorBoard's writer imports it where it is installed, and so is imported late."""
+    out = run_python(
+        """
+        import sys
+        import terminator_jax.training.loop
+        print(sorted({"tensorboardX", "tensorflow", "torch"} & set(sys.modules)))
+        """
+    )
+    assert out == "[]\n"

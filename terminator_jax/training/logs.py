@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
 import tqdm
 
 from terminator_jax.training.metrics import Scalars
@@ -40,13 +39,12 @@ class Logs:
         enabled: bool = True,
         noun: str = "images",
     ):
-        self._noun = noun
+        self._noun, self._workdir, self._start = noun, workdir, step
         self._enabled, self._steps_per_epoch, self._total = enabled, steps_per_epoch, total
-        self._bar = None
+        self._bar, self._writer = None, None
         if not enabled:
             return
         self._file = _open_after(workdir / "log.jsonl", step)
-        self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
         if sys.stdout.isatty():
             self._bar = tqdm.tqdm(
                 total=total, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True,
@@ -62,7 +60,8 @@ class Logs:
         if self._bar:
             self._bar.close()
         self._file.close()
-        self._events.close()
+        if self._writer:
+            self._writer.close()
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -77,6 +76,8 @@ class Logs:
 
     def compiled(self) -> None:
         """Leaves the time until now out of what the bar expects of the rest."""
+        if self._enabled:
+            self._events()
         if self._bar:
             self._bar.unpause()
 
@@ -98,6 +99,16 @@ class Logs:
             + self._speed(means)
         )
 
+    def _events(self) -> Any:
+        """Where TensorBoard's events go: opened late, for it imports PyTorch if that is there."""
+        if self._writer is None:
+            import tensorboardX
+
+            self._writer = tensorboardX.SummaryWriter(
+                str(self._workdir), purge_step=self._start + 1
+            )
+        return self._writer
+
     def _speed(self, means: Scalars) -> str:
         return f"{means[f'{self._noun}_per_second']:.0f} {self._noun}/s"
 
@@ -112,7 +123,7 @@ class Logs:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in numbers.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._events().add_scalar(f"{kind}/{name}", value, step)
 
 
 def _open_after(path: Path, step: int) -> Any:
