@@ -68,11 +68,11 @@ def train(config: ConfigDict, workdir: Path) -> Outcome:
     check_workdir(workdir, config)
     run = make_run(config)
     was_done = latest_step(workdir) == run.total
-    examples = None if was_done else (run.read(run.train), run.read(run.eval))
+    parts = None if was_done else (_train_step(run), run.read(run.train), run.read(run.eval))
     write_config(workdir, config)
     checkpoints = Checkpoints(workdir, quality=run.source.quality)
     try:
-        step = run.total if was_done else _train(run, workdir, checkpoints, *examples)
+        step = run.total if was_done else _train(run, workdir, checkpoints, *parts)
         best = checkpoints.best
         return Outcome(
             step, run.total, was_done, best, {} if best is None else checkpoints.metrics(best)
@@ -97,6 +97,7 @@ def _train(
     run: Run,
     workdir: Path,
     checkpoints: Checkpoints,
+    train_step: Callable,
     train_examples: pipeline.Examples,
     eval_examples: pipeline.Examples,
 ) -> int:
@@ -121,7 +122,9 @@ def _train(
             named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
             logs.say(f"eval loss without a model: {named}")
         evaluate = make_evaluate(run, eval_examples)
-        return _steps(run, state, start, batches, evaluate, checkpoints, logs, interrupt, trace)
+        return _steps(
+            run, train_step, state, start, batches, evaluate, checkpoints, logs, interrupt, trace
+        )
 
 
 def _opening(run: Run, start: int) -> str:
@@ -136,6 +139,7 @@ def _opening(run: Run, start: int) -> str:
 
 def _steps(
     run: Run,
+    train_step: Callable,
     state: TrainState,
     step: int,
     batches: grain.DatasetIterator,
@@ -147,7 +151,6 @@ def _steps(
 ) -> int:
     """The loop. Nothing in it waits for the devices but what the log and checkpoints need."""
     config, alone, start = run.config, jax.process_count() == 1, step
-    train_step = _train_step(run)
     meter = Meter(config.batch_size, run.source.logged)
     while step < run.total:
         state, metrics = train_step(state, run.mode.place(next(batches)))
@@ -156,8 +159,8 @@ def _steps(
         trace.step(step - start, metrics)
         if step == start + 1:
             jax.block_until_ready(metrics)
-            meter.restart()
             logs.compiled()
+            meter.restart()
         logs.step()
 
         ends_epoch = step % run.steps_per_epoch == 0

@@ -3,7 +3,7 @@
 JAX keeps compiled programs too, but finds them by the program, and so has to trace and lower a
 function first: two seconds of Python for a small network's training step, five for a large one's.
 
-folder/<digest of what a program is made from>.origin   the name of the program
+folder/<digest of what a program is made from>.origin   its name, and its arguments' shapes
 folder/<digest of the program>.program                  the program, compiled
 """
 
@@ -14,9 +14,10 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -37,15 +38,18 @@ def kept(
 ) -> Callable:
     """`function` for arguments of one set of shapes, compiled once for all processes to come.
 
+    A program that is there is loaded at once, beside whatever else goes on until the first call.
+
     Args:
         function: of `jax.jit` or `jax.pmap`; the results of a call can be arguments of the next.
         made_from: what `function` depends on besides the arguments' shapes, the package's sources,
-            the versions of JAX and the machine. Its `repr` has to tell one from another.
+            the versions of JAX and the machine. Its `repr` has to tell one from another. A
+            program for other shapes than the last time is traced anew.
         folder: where programs are kept. Whoever can write to it can run code here.
         devices: those that `function` runs on.
 
     Returns:
-        A function that loads or compiles the program when it is called first.
+        A function that compiles the program when it is called first, if there is none.
 
     Example:
         >>> import tempfile
@@ -54,46 +58,59 @@ def kept(
         >>> print(double(jax.numpy.arange(3)))
         [0 2 4]
     """
+    machine = repr(_machine(devices))
+    origin = folder / f"{_digest(machine, _sources(), repr(made_from))}.origin"
+    executor = ThreadPoolExecutor(1)
+    early = executor.submit(_load, origin, devices)
+    executor.shutdown(wait=False)
     programs: list[Callable] = []
 
     def call(*arguments: Any) -> Any:
         if not programs:
-            programs.append(_program(function, arguments, made_from, folder, devices))
+            shapes = _shapes(arguments)
+            there = early.result()
+            if there is None or there.shapes != shapes:
+                there = _made(function.lower(*arguments), shapes, origin, machine, devices)
+            programs.append(there.program)
         return programs[0](*arguments)
 
     return call
 
 
-def _program(
-    function: Callable,
-    arguments: tuple,
-    made_from: Any,
-    folder: Path,
+class _Kept(NamedTuple):
+    """A program and, as text, its arguments' shapes."""
+
+    program: Callable
+    shapes: str
+
+
+def _shapes(arguments: tuple) -> str:
+    return repr(jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "sharding", None)), arguments))
+
+
+def _made(
+    lowered: jax.stages.Lowered,
+    shapes: str,
+    origin: Path,
+    machine: str,
     devices: Sequence[jax.Device],
-) -> Callable:
-    """The compiled function: from the folder, or else compiled and put there."""
-    machine = repr(_machine(devices))
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "sharding", None)), arguments)
-    origin = folder / f"{_digest(machine, _sources(), repr(made_from), repr(shapes))}.origin"
-    found = _load(origin, devices)
-    if found is None:
-        lowered = function.lower(*arguments)
-        trees = repr((lowered.in_tree, lowered.out_tree))
-        name = _digest(machine, lowered.as_text(), trees)
-        _write(origin, name.encode)
-        found = _load(origin, devices)
-    if found is None:
+) -> _Kept:
+    """The program of an origin: another's, if that is the same, or else compiled and kept."""
+    name = _digest(machine, lowered.as_text(), repr((lowered.in_tree, lowered.out_tree)))
+    _write(origin, lambda: f"{name}\n{shapes}".encode())
+    there = _load(origin, devices)
+    if there is None:
         with _uncached():
-            found = lowered.compile()
-        program = folder / f"{name}.program"
-        _write(program, lambda: _serialized(found))
-    return found
+            there = _Kept(lowered.compile(), shapes)
+        _write(origin.with_name(f"{name}.program"), lambda: _serialized(there.program))
+    return there
 
 
-def _load(origin: Path, devices: Sequence[jax.Device]) -> Callable | None:
+def _load(origin: Path, devices: Sequence[jax.Device]) -> _Kept | None:
     """The program of an origin, if it is there and whole."""
     try:
-        program = origin.with_name(f"{origin.read_text()}.program")
+        name, shapes = origin.read_text().split("\n", 1)
+        program = origin.with_name(f"{name}.program")
         found = serialize_executable.deserialize_and_load(
             *pickle.loads(program.read_bytes()), execution_devices=devices
         )
@@ -101,7 +118,7 @@ def _load(origin: Path, devices: Sequence[jax.Device]) -> Callable | None:
             os.utime(file)
     except Exception:  # whatever is wrong with a file, it can be made again
         return None
-    return found
+    return _Kept(found, shapes)
 
 
 def _serialized(compiled: jax.stages.Compiled) -> bytes:

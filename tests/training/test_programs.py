@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,29 @@ def test_is_traced_once_for_each_set_of_shapes_and_origin(double):
     np.testing.assert_array_equal(double(jnp.arange(3)), [0, 2, 4])
     np.testing.assert_array_equal(double(x, "triple", factor=3), [0, 3, 6])
     assert double.traced == 4
+
+
+def test_other_shapes_of_an_origin_are_not_compiled_twice(double):
+    short, long, written = jnp.arange(3.0), jnp.arange(4.0), {}
+    for n, x in enumerate((short, long, short, short), start=1):
+        np.testing.assert_array_equal(double(x), 2 * x)
+        origins, compiled = double.files()
+        assert (double.traced, len(origins), len(compiled)) == (min(n, 3), 1, min(n, 2))
+        for file in compiled:
+            assert written.setdefault(file, file.stat().st_ino) == file.stat().st_ino
+
+
+def test_a_program_is_loaded_before_it_is_called(double):
+    x = jnp.arange(3.0)
+    double(x)
+    _, [program] = double.files()
+    os.utime(program, (0, 0))
+    early = kept(jax.jit(lambda x: 1 / 0), "double", double.folder, jax.devices()[:1])
+    deadline = time.monotonic() + 60
+    while program.stat().st_mtime == 0 and time.monotonic() < deadline:  # it is the last touched
+        time.sleep(0.01)
+    program.unlink()
+    np.testing.assert_array_equal(early(x), [0, 2, 4])
 
 
 def test_one_program_of_two_origins_is_compiled_once(double):
