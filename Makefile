@@ -10,7 +10,7 @@ ARGS ?=
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help train test mnist cifar10-look sequences lambda-networks shakespeare2d tabular benchmark benchmark-step benchmark-context \
-	benchmark-peers tpu-compile clean
+	benchmark-peers benchmark-torch tpu-compile clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):[^\#]*\#\# /  make \1\t/'
@@ -64,6 +64,11 @@ benchmark-context: $(VENV)/.train ## measure layers for full context beside each
 benchmark-peers: $(VENV)/.train ## measure layers beside PyTorch packages, minutes: docs/performance.md
 	@$(PIP_INSTALL) --editable '.[train,peers]'
 	@$(VENV)/bin/python benchmarks/peers.py
+
+# PyTorch and JAX each for the device they are to be compared on: on a GPU, install jax[cuda12] too.
+benchmark-torch: $(VENV)/.train ## measure the training step beside plain PyTorch, on one device: minutes on a GPU
+	@$(PIP_INSTALL) --editable '.[train,peers]'
+	@$(VENV)/bin/python benchmarks/torch_step.py $(ARGS)
 
 # In an environment of its own, since libtpu disturbs processes that are for the CPU alone.
 tpu-compile: $(TPU_VENV)/.tpu ## compile the training step for TPUs, without one, an hour: docs/performance.md
