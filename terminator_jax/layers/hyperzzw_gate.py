@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.initializers import kaiming, uniform
+from terminator_jax.layers.initializers import kaiming, uniform, zeros
 from terminator_jax.ops import hyperzzw
 
 
@@ -49,7 +49,6 @@ class FeatureSlowNet(nnx.Module):
                 "context_dim, input_dim, hidden and layers must be positive, got"
                 f" {context_dim}, {input_dim}, {hidden}, {layers}"
             )
-        zeros = nnx.initializers.zeros
 
         def param(init, *shape):
             return nnx.Param(init(rngs.params(), shape, param_dtype))

@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: Path) -> Outcome:
     check_workdir(workdir, config)
     run = make_run(config)
     was_done = latest_step(workdir) == run.total
+    # The step first: if its program is kept, it is loaded while the rest is made ready.
     parts = None if was_done else (_train_step(run), run.read(run.train), run.read(run.eval))
     write_config(workdir, config)
     checkpoints = Checkpoints(workdir, quality=run.source.quality)

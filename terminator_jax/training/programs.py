@@ -3,7 +3,7 @@
 JAX keeps compiled programs too, but finds them by the program, and so has to trace and lower a
 function first: two seconds of Python for a small network's training step, five for a large one's.
 
-folder/<digest of what a program is made from>.origin   its name, and its arguments' shapes
+folder/<digest of what a program is made from>.origin   the program's name, its arguments' shapes
 folder/<digest of the program>.program                  the program, compiled
 """
 
