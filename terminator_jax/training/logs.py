@@ -75,7 +75,7 @@ class Logs:
             self._bar.update()
 
     def compiled(self) -> None:
-        """Leaves the time until now out of what the bar expects of the rest."""
+        """Opens the events; leaves the time until now out of what the bar expects of the rest."""
         if self._enabled:
             self._events()
         if self._bar:
