@@ -1,7 +1,6 @@
 """Evaluates a checkpoint: flags, one call, exit code. See `--help`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from terminator_jax.data.errors import InputError
 from terminator_jax.training import cli
@@ -9,23 +8,25 @@ from terminator_jax.training import cli
 DESCRIPTION = """\
 Evaluates a checkpoint of a run, the best one unless told otherwise.
 
-    python -m terminator_jax.evaluate --workdir=runs/digits
+    python -m terminator_jax.evaluate --config=digits
     python -m terminator_jax.evaluate --workdir=runs/digits --step=440
     python -m terminator_jax.evaluate --workdir=runs/digits --size=16
-    python -m terminator_jax.evaluate --workdir=runs/digits --config.data.eval_split=train
+    python -m terminator_jax.evaluate --config=digits --config.data.eval_split=train
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags, evaluates and prints the result; returns the exit code."""
     parser = cli.Parser(DESCRIPTION)
-    parser.add_argument("--workdir", required=True, type=Path, help="the directory of the run")
-    parser.add_argument("--step", default="best", help="a checkpoint's step, or best")
-    parser.add_argument("--size", default=0, type=int, help="pixels per side, if not the run's")
+    parser.add_run()
+    parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
+    parser.add_argument(
+        "--size", default=0, type=int, help="pixels per side (default: as it was trained)"
+    )
     flags, overrides = parser.parse_known_args(arguments)
+    workdir = cli.run_directory(flags)
     if flags.step != "best" and not flags.step.isdigit():
         raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
-
     if flags.size < 0:
         raise InputError(f"--size is {flags.size}, and must be a number of pixels")
     # Imports JAX, which --help need not wait for.
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
     wanted = None if flags.step == "best" else int(flags.step)
     step, scores, counted, baselines = evaluation.evaluate_checkpoint(
-        flags.workdir, wanted, overrides, flags.size or None
+        workdir, wanted, overrides, flags.size or None
     )
     print(
         f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "

@@ -4,7 +4,6 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from terminator_jax.data.errors import InputError
 from terminator_jax.training import cli
@@ -12,7 +11,7 @@ from terminator_jax.training import cli
 DESCRIPTION = """\
 Fills a grid with text by the model of a run, in all directions at once.
 
-    python -m terminator_jax.generate runs/text2d
+    python -m terminator_jax.generate --config=text2d
     python -m terminator_jax.generate runs/text2d --rounds=24 --prompt="my love" --at=7,5
     python -m terminator_jax.generate runs/text2d --temperature=0.5 --top_k=8 --grid=8,40
 
@@ -24,16 +23,17 @@ still hidden, ↵ the end of a line.
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags, fills a grid and prints it after each round; returns the exit code."""
     parser = cli.Parser(DESCRIPTION)
-    parser.add_argument("workdir", type=Path, metavar="RUN_DIR", help="the directory of the run")
-    parser.add_argument("--step", default="best", help="a checkpoint's step, or best")
-    parser.add_argument("--rounds", type=int, default=16, help="in how many the grid is filled")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 for no chance at all")
-    parser.add_argument("--top_k", type=int, default=0, help="of so many bytes; 0 for all")
-    parser.add_argument("--prompt", default="", help="a text that stands in the grid")
-    parser.add_argument("--at", default="0,0", metavar="ROW,COLUMN", help="where it begins")
-    parser.add_argument("--grid", metavar="ROWS,COLUMNS", help="the size, if not the run's")
-    parser.add_argument("--seed", type=int, default=0, help="another one, another text")
+    parser.add_run(positional=True)
+    parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
+    parser.add_argument("--rounds", type=int, default=16, help="number of decoding rounds")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
+    parser.add_argument("--top_k", type=int, default=0, help="sample from the k likeliest; 0: all")
+    parser.add_argument("--prompt", default="", help="a text to put into the grid")
+    parser.add_argument("--at", default="0,0", metavar="ROW,COLUMN", help="where the prompt begins")
+    parser.add_argument("--grid", metavar="ROWS,COLUMNS", help="grid size (default: as trained)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
     flags = parser.parse_args(arguments)
+    workdir = cli.run_directory(flags)
     _check(flags)
     grid = _pair("--grid", flags.grid, least=1) if flags.grid else None
     at = _pair("--at", flags.at, least=0)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from terminator_jax.training import generation
 
     step = None if flags.step == "best" else int(flags.step)
-    task, model = generation.load(flags.workdir, step)
+    task, model = generation.load(workdir, step)
     tokens, hidden = generation.begin(grid or task.config.data.grid, flags.prompt, at)
     filled = generation.fill(
         model, tokens[None], hidden[None], rounds=flags.rounds, temperature=flags.temperature,

@@ -8,9 +8,13 @@ from terminator_jax.training import cli
 DESCRIPTION = """\
 Trains a model, or goes on with a run that was stopped.
 
-    python -m terminator_jax.train --config=experiments/digits.py --workdir=runs/digits
+    python -m terminator_jax.train --config=digits
+    python -m terminator_jax.train --config=experiments/cifar10.py --config.epochs=20
 
-Every field of the configuration can be changed: --config.optimizer.learning_rate=0.002
+An experiment is a Python file, or the bare name of one that comes with the package. Every field
+of its configuration can be changed: --config.optimizer.learning_rate=0.002
+--config.model.options.num_classes=5
+
 Call the same command again to go on after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
 
 For several processes, start one on each host with the same flags and its own --process_id.
@@ -20,26 +24,34 @@ For several processes, start one on each host with the same flags and its own --
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags, trains and says where everything is; returns the exit code."""
     parser = cli.Parser(DESCRIPTION)
-    parser.add_argument("--config", required=True, metavar="FILE", help="an experiment's file")
-    parser.add_argument("--workdir", required=True, type=Path, help="checkpoints and logs go there")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    parser.add_argument("--num_processes", type=int, default=1, help="processes of the run")
-    parser.add_argument("--process_id", type=int, default=0, help="this one of them, from 0")
+    parser.add_argument(
+        "--config", required=True, metavar="EXPERIMENT", help="a configuration file, or its name"
+    )
+    parser.add_argument(
+        "--workdir", help="the directory for checkpoints and logs (default: runs/EXPERIMENT)"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
+    parser.add_argument("--num_processes", type=int, default=1, help="number of processes")
+    parser.add_argument("--process_id", type=int, default=0, help="index of this process, from 0")
     flags, overrides = parser.parse_known_args(arguments)
+    workdir = cli.run_directory(flags)
 
     # What follows imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax.training import config
 
     configuration = config.read(flags.config, overrides)
-    from terminator_jax.training import loop, memory, parallel
+    from terminator_jax.training import compilation_cache, loop, memory, parallel
 
     memory.keep()
-
+    if configuration.compilation_cache:
+        compilation_cache.enable()
     if flags.num_processes > 1 or flags.coordinator:
         parallel.connect(flags.coordinator, flags.num_processes, flags.process_id)
-    outcome = loop.train(configuration, flags.workdir)
+    if flags.workdir is None and flags.process_id == 0:
+        print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
+    outcome = loop.train(configuration, workdir)
     if flags.process_id == 0:
-        _report(outcome, flags.workdir)
+        _report(outcome, workdir)
     return 0 if outcome.step == outcome.total else cli.INTERRUPTED
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 PACKAGE = Path(__file__).parent.parent / "terminator_jax"
 
 # From the ground up. A floor imports itself and floors below; commands stand on top of all.
-FLOORS = ["ops", "layers", "models", "losses", "optim", "data", "training"]
+FLOORS = ["ops", "layers", "models", "losses", "optim", "loading", "data", "training"]
 # What else the library floors may import, besides the standard library.
 THIRD_PARTY = {
     "ops": {"jax", "numpy"},
@@ -20,6 +20,7 @@ THIRD_PARTY = {
     "models": {"flax", "jax", "numpy"},
     "losses": {"flax", "jax", "numpy"},
     "optim": {"jax", "numpy", "optax"},
+    "loading": {"flax", "jax", "numpy", "safetensors"},
 }
 ONLY_FOR_TRAINING = [
     *("absl", "array_record", "etils", "grain", "matplotlib", "ml_collections", "orbax"),
@@ -30,7 +31,9 @@ STANDARD = set(sys.stdlib_module_names)
 
 def files(floor):
     return (
-        [PACKAGE / f"{floor}.py"] if floor == "losses" else sorted((PACKAGE / floor).rglob("*.py"))
+        [PACKAGE / f"{floor}.py"]
+        if (PACKAGE / f"{floor}.py").is_file()
+        else sorted((PACKAGE / floor).rglob("*.py"))
     )
 
 

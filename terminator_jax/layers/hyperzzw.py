@@ -8,7 +8,7 @@ from terminator_jax.layers.magnet import OMEGA0
 from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
 from terminator_jax.ops.channel_major import enter, leave
 from terminator_jax.ops.convolution import fft_conv
-from terminator_jax.ops.hyperzzw import check_causal, operator_named
+from terminator_jax.ops.hyperzzw import check_operator, operator_named
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -58,10 +58,7 @@ class GlobalHyperZZW(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        operator_named(operator)
-        check_causal(causal, size)
-        if operator == "dot" and (len(size) != 2 or size[0] != size[1]):
-            raise ValueError(f"the operator 'dot' needs square 2-D maps, got size {tuple(size)}")
+        check_operator(operator, size, causal)
         self.size, self.channels = tuple(size), channels
         self.operator, self.causal, self.dtype = operator, causal, dtype
         self.slow_net = GlobalSlowNet(

@@ -143,8 +143,7 @@ class SFNEBlock(nnx.Module):
         axis_name: AxisName = None,
         rngs: nnx.Rngs,
     ):
-        hyperzzw.operator_named(operator)
-        hyperzzw.check_causal(causal, size)
+        hyperzzw.check_operator(operator, size, causal)
         if channels * factor % groups:
             raise ValueError(f"{channels} x {factor} channels do not divide into {groups} groups")
         for skip in skips:

@@ -6,13 +6,17 @@ from terminator_jax.models.nonlinear_transformer import (
     NonLinearTransformer,
     NonLinearTransformerConfig,
 )
+from terminator_jax.models.preprocess import preprocess
+from terminator_jax.models.registry import MODELS, ModelEntry, make_config
 from terminator_jax.models.tabular import TabularConfig, TabularTerminator
 from terminator_jax.models.terminator import Intermediates, Terminator, TerminatorConfig
 
 __all__ = [
+    "MODELS",
     "Intermediates",
     "LambdaResNet",
     "LambdaResNetConfig",
+    "ModelEntry",
     "NonLinearBlock",
     "NonLinearTransformer",
     "NonLinearTransformerConfig",
@@ -20,4 +24,6 @@ __all__ = [
     "TabularTerminator",
     "Terminator",
     "TerminatorConfig",
+    "make_config",
+    "preprocess",
 ]

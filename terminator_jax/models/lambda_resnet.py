@@ -13,6 +13,7 @@ from terminator_jax.layers.batch_norm import batch_norm
 from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.lambda_layer import LambdaLayer
 from terminator_jax.layers.pointwise import pointwise
+from terminator_jax.models.fields import ALL_POSITIVE, POSITIVE, Rule, check_fields
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -62,8 +63,7 @@ class LambdaResNetConfig:
     depth: int = 1
 
     def __post_init__(self):
-        if len(self.size) != 2:
-            raise ValueError(f"size must be (rows, columns), got {self.size}")
+        check_fields(self, RULES)
         for name in ("widths", "strides"):
             if len(getattr(self, name)) != len(self.blocks):
                 raise ValueError(
@@ -74,6 +74,12 @@ class LambdaResNetConfig:
             raise ValueError(
                 f"lambda_stages must be from 0 to {len(self.blocks) - 1}, got {self.lambda_stages}"
             )
+        for stage in self.lambda_stages:
+            if self.widths[stage] % self.heads:
+                raise ValueError(
+                    f"heads is {self.heads}, and must divide the width of stage {stage},"
+                    f" {self.widths[stage]}"
+                )
 
     @property
     def stage_sizes(self) -> tuple[tuple[int, ...], ...]:
@@ -129,6 +135,18 @@ class LambdaResNetConfig:
         return cls.digits(**{"lambda_stages": (), "widths": (32, 44), **overrides})
 
 
+RULES = {
+    "size": Rule(lambda size: len(size) == 2 and min(size) > 0, "(rows, columns)"),
+    **dict.fromkeys(("blocks", "widths", "strides"), ALL_POSITIVE),
+    **dict.fromkeys(
+        (
+            *("channels", "num_classes", "expansion", "stem_width", "stem_kernel", "stem_stride"),
+            *("heads", "keys", "depth"),
+        ),
+        POSITIVE,
+    ),
+    "window": Rule(lambda value: value == 0 or (value > 0 and value % 2), "0 or an odd number"),
+}
 # Of the variants for small pictures, whose first map is as large as the picture, or half.
 SMALL = dict(num_classes=10, expansion=2, stem_kernel=3, stem_pool=False)
 CIFAR = dict(

@@ -13,6 +13,7 @@ from flax import nnx
 
 from terminator_jax.layers import LocalAttention2D, pointwise
 from terminator_jax.layers.initializers import uniform
+from terminator_jax.models.fields import NOT_NEGATIVE, POSITIVE, check_fields
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.standardize import AxisName
 
@@ -46,11 +47,12 @@ class NonLinearTransformerConfig:
     shared_norm: bool = False
 
     def __post_init__(self):
-        for name in ("vocabulary", "channels", "layers", "factor"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.global_every < 0:
-            raise ValueError(f"global_every must be 0 or more, got {self.global_every}")
+        check_fields(self, RULES)
+        if self.channels % self.heads or (self.turn and self.channels // self.heads % 4):
+            raise ValueError(
+                f"channels is {self.channels}, and must be a multiple of heads, {self.heads}"
+                + (", times 4 where positions turn queries and keys" if self.turn else "")
+            )
 
     @property
     def mask_token(self) -> int:
@@ -79,6 +81,12 @@ class NonLinearTransformerConfig:
         """With the blocks of the public `nonlinear-transformer`."""
         plain = dict(heads=1, project=False, turn=False, shared_norm=True, global_every=0)
         return cls(**{**plain, **overrides})
+
+
+RULES = {
+    **dict.fromkeys(("vocabulary", "channels", "layers", "heads", "factor"), POSITIVE),
+    **dict.fromkeys(("window", "global_every"), NOT_NEGATIVE),
+}
 
 
 class NonLinearBlock(nnx.Module):

@@ -10,6 +10,13 @@ from flax import nnx
 from terminator_jax.layers.dropout import ChannelDropout
 from terminator_jax.layers.hyperzzw_gate import HyperZZWGate
 from terminator_jax.layers.pointwise import pointwise
+from terminator_jax.models.fields import (
+    ALL_POSITIVE,
+    DROPOUT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_fields,
+)
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.activation import gated
 from terminator_jax.ops.standardize import AxisName, standardize
@@ -41,16 +48,20 @@ class TabularConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
-        if not self.widths or min(self.features, self.outputs, *self.widths) < 1:
-            raise ValueError(
-                "features, outputs and widths must be positive, and blocks one or more, got"
-                f" {self.features}, {self.outputs}, {self.widths}"
-            )
+        check_fields(self, RULES)
 
     @property
     def outputs(self) -> int:
         """Numbers that the network gives for each row."""
         return self.targets if self.num_classes is None else self.num_classes
+
+
+RULES = {
+    **dict.fromkeys(("features", "num_classes", "targets", "slow_hidden"), POSITIVE),
+    "widths": ALL_POSITIVE,
+    "slow_layers": NOT_NEGATIVE,
+    "dropout": DROPOUT,
+}
 
 
 class TabularTerminator(nnx.Module):

@@ -13,7 +13,9 @@ from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
+from terminator_jax.models.fields import ALL_POSITIVE, DROPOUTS, POSITIVE, Rule, check_fields
 from terminator_jax.ops import channel_major, coordinates
+from terminator_jax.ops.hyperzzw import check_operator
 from terminator_jax.ops.rematerialize import rematerialized
 from terminator_jax.ops.standardize import AxisName
 
@@ -65,6 +67,8 @@ class TerminatorConfig:
     omega0: float = OMEGA0
 
     def __post_init__(self):
+        check_fields(self, RULES)
+        check_operator(self.operator, self.size, self.causal)
         for name in ("skips", "dropout", "global_layers"):
             if len(getattr(self, name)) != len(self.factors):
                 raise ValueError(
@@ -74,6 +78,11 @@ class TerminatorConfig:
         for block, earlier in enumerate(self.skips):
             if any(not 0 <= e < block for e in earlier):
                 raise ValueError(f"block {block} can only skip from blocks before it: {earlier}")
+        for channels, factor in zip(self.block_channels, self.factors, strict=False):
+            if channels * factor % self.groups:
+                raise ValueError(
+                    f"{channels} x {factor} channels do not divide into {self.groups} groups"
+                )
 
     @property
     def block_channels(self) -> tuple[int, ...]:
@@ -112,6 +121,23 @@ class TerminatorConfig:
         return cls.digits(**{"size": (64,), "operator": "convolution", **overrides})
 
 
+RULES = {
+    "size": Rule(lambda size: 1 <= len(size) <= 3 and min(size) > 0, "1 to 3 positive numbers"),
+    "factors": ALL_POSITIVE,
+    "dropout": DROPOUTS,
+    "branches": Rule(bool, "one or more local branches"),
+    "operator_scale": POSITIVE,
+    "global_layers": ALL_POSITIVE,
+    "omega0": POSITIVE,
+    **dict.fromkeys(
+        (
+            *("channels", "num_classes", "groups", "global_hidden", "local_hidden"),
+            *("local_layers", "channel_hidden", "channel_layers", "interaction_channel_hidden"),
+            *("interaction_spatial_hidden", "interaction_layers"),
+        ),
+        POSITIVE,
+    ),
+}
 # Of the variants for small grey pictures, and for long sequences of their pixels.
 NARROW = dict(global_hidden=32, local_hidden=16, channel_hidden=16, interaction_spatial_hidden=32)
 THREE_BLOCKS = dict(
@@ -256,8 +282,7 @@ class Terminator(nnx.Module):
         old, size = self.config, tuple(size)
         if len(size) != len(old.size):
             raise ValueError(f"size must have {len(old.size)} axes like {old.size}, got {size}")
-        if old.operator == "dot" and len(set(size)) > 1:
-            raise ValueError(f"the operator 'dot' needs square maps, got size {size}")
+        check_operator(old.operator, size, old.causal)
         # Over how many positions each result is a sum.
         summed = {"dot": lambda s: s[-1], "convolution": math.prod, "product": lambda s: 1}
         count = summed[old.operator]

@@ -146,6 +146,21 @@ def check_causal(causal: bool, size: Sequence[int]) -> None:
         raise ValueError(f"only sequences, of size (length,), are causal, not maps {tuple(size)}")
 
 
+def check_operator(operator: str, size: Sequence[int], causal: bool = False) -> None:
+    """Raises ValueError if an operator is unknown, or not defined for maps of a size.
+
+    Example:
+      >>> check_operator("dot", (8, 16))
+      Traceback (most recent call last):
+      ...
+      ValueError: the operator 'dot' needs square 2-D maps, got size (8, 16)
+    """
+    operator_named(operator)
+    check_causal(causal, size)
+    if operator == "dot" and (len(size) != 2 or size[0] != size[1]):
+        raise ValueError(f"the operator 'dot' needs square 2-D maps, got size {tuple(size)}")
+
+
 def operator_named(name: str) -> Operator:
     """The entry of `OPERATORS`; raises ValueError if there is none."""
     if name not in OPERATORS:

@@ -41,6 +41,7 @@ class Checkpoints:
         read_only: bool = False,
         quality: Callable[[dict[str, float]], float] = accuracy,
     ):
+        self._quality = quality
         self.directory = workdir.resolve() / "checkpoints"
         best = BestN(get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -69,6 +70,11 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all checkpoints there are."""
         return sorted(self._manager.all_steps())
+
+    def is_best(self, scores: dict[str, float]) -> bool:
+        """Whether a checkpoint with these scores would be the best one."""
+        best = self.best
+        return best is None or self._quality(scores) >= self._quality(self.metrics(best))
 
     def metrics(self, step: int) -> dict[str, float]:
         """What the evaluation gave at this step; empty for one in the middle of an epoch."""

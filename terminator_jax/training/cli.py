@@ -4,11 +4,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import logging
 
 from terminator_jax.data.errors import InputError
+from terminator_jax.training import paths
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -23,6 +25,20 @@ class Parser(argparse.ArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def add_run(self, *, positional: bool = False) -> None:
+        """Adds the ways to name a run that exists; `run_directory` reads them.
+
+        Args:
+            positional: whether the directory may also stand without `--workdir`.
+        """
+        group = self.add_mutually_exclusive_group(required=True)
+        if positional:
+            group.add_argument("directory", nargs="?", metavar="RUN_DIR", help="as --workdir")
+        group.add_argument("--workdir", help="the directory of the run")
+        group.add_argument(
+            "--config", metavar="EXPERIMENT", help="its experiment: the run is in runs/EXPERIMENT"
         )
 
     def error(self, message: str) -> NoReturn:
@@ -45,6 +61,18 @@ def run(command: Callable[[Sequence[str]], int]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     sys.exit(code)
+
+
+def run_directory(flags: argparse.Namespace) -> Path:
+    """Returns the directory of the run that `--workdir` or `--config` names.
+
+    Raises:
+        InputError: if it cannot be a run's directory.
+    """
+    directory = flags.workdir if flags.workdir is not None else getattr(flags, "directory", None)
+    if directory is None:
+        directory = str(paths.default_workdir(flags.config))
+    return paths.local_directory(directory)
 
 
 def same_command(module: str) -> str:

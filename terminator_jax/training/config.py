@@ -12,6 +12,7 @@ changes what it needs:
         return config
 """
 
+import dataclasses
 import difflib
 import json
 import reprlib
@@ -24,6 +25,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from terminator_jax.data.errors import InputError
+from terminator_jax.training.paths import experiment_file
+
+# How a flag for an option of the model begins.
+OPTION = "--config.model.options."
 
 # Fields that a run may change when it goes on: they do not change what it computes.
 FREE = {
@@ -175,15 +180,15 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """The configuration that an experiment's file makes, changed by `overrides` and checked.
 
     Args:
-        path: a Python file with a function `get_config()`.
+        path: a Python file with a function `get_config()`, or the name of one: see
+            `paths.experiment_file`.
         overrides: as on the command line: `["--config.optimizer.learning_rate=0.01"]`.
 
     Raises:
         InputError: if there is no such file, it fails, or a field is unknown, of the wrong type or
             out of range.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no configuration file {path}: see experiments/ for what exists")
+    path = experiment_file(path)
     try:
         config = runpy.run_path(str(path))["get_config"]()
     except Exception as error:
@@ -204,6 +209,16 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         ...
         terminator_jax.data.errors.InputError: there is no config.epoch: did you mean config.epochs?
     """
+    options = [argument for argument in overrides if argument.startswith(OPTION)]
+    config = _parse(config, [argument for argument in overrides if argument not in options])
+    if options:
+        config = _parse(_with_options(config, options), options)
+    check(config)
+    return config
+
+
+def _parse(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """The configuration changed by flags; raises InputError for one that does not fit."""
     for argument in overrides:
         _check_field(config, argument)
     values = flags.FlagValues()
@@ -216,8 +231,35 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         raise InputError(_flag_error(config, error)) from error
     if positional:
         raise InputError(f"unexpected argument {positional[0]!r}: fields are --config.name=value")
-    check(values.config)
     return values.config
+
+
+def _with_options(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """The configuration with the variant's own value for each option that a flag names.
+
+    A flag can only change a field that is there and whose type is known.
+    """
+    from terminator_jax.models import make_config  # imports JAX, which other flags can do without
+
+    try:
+        variant = make_config(config.model.name, config.model.variant, {})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    known = {field.name: getattr(variant, field.name) for field in dataclasses.fields(variant)}
+    own = {}
+    for argument in arguments:
+        name, equals, _ = argument.removeprefix(OPTION).partition("=")
+        if not equals:
+            raise InputError(f"{argument} has no value: write {argument}=VALUE")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise InputError(f"there is no config.model.options.{name}: {hint}")
+        own[name] = known[name]
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.options = own | config.model.options.to_dict()
+    return config
 
 
 def _check_field(config: ConfigDict, argument: str) -> None:

@@ -1,11 +1,13 @@
 """The evaluation of a state, and of a checkpoint."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from terminator_jax import loading
 from terminator_jax.data import pipeline
 from terminator_jax.data.errors import InputError
 from terminator_jax.training import config as configs
@@ -79,6 +81,9 @@ def evaluate_checkpoint(
     run = make_run(config)
     state, _ = checkpoints.restore(chosen, run.like, run.mode.replicated)
     state = run.packed(state)
+    if step is None and not (workdir / loading.FILE_NAME).exists():
+        with contextlib.suppress(OSError):  # a run that can only be read is evaluated all the same
+            run._replace(config=kept).save_model(workdir, state, chosen)
     if size is not None:
         run, state = _resized(run, state, size)
     scores = make_evaluate(run, run.read(run.eval))(state)

@@ -14,7 +14,6 @@ import grain
 import jax
 
 from terminator_jax.data import pipeline
-from terminator_jax.data.cache import user_cache
 from terminator_jax.data.errors import InputError
 from terminator_jax.training.checkpoint import (
     Checkpoints,
@@ -28,11 +27,9 @@ from terminator_jax.training.interrupt import Interrupt
 from terminator_jax.training.logs import Logs
 from terminator_jax.training.metrics import Meter, Scalars
 from terminator_jax.training.parallel import anywhere, own_process
-from terminator_jax.training.programs import kept
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import TrainState
 from terminator_jax.training.step import make_train_step
-from terminator_jax.training.task import BUNDLED
 from terminator_jax.training.trace import Trace
 
 
@@ -68,12 +65,11 @@ def train(config: ConfigDict, workdir: Path) -> Outcome:
     check_workdir(workdir, config)
     run = make_run(config)
     was_done = latest_step(workdir) == run.total
-    # The step first: if its program is kept, it is loaded while the rest is made ready.
-    parts = None if was_done else (_train_step(run), run.read(run.train), run.read(run.eval))
+    examples = None if was_done else (run.read(run.train), run.read(run.eval))
     write_config(workdir, config)
     checkpoints = Checkpoints(workdir, quality=run.source.quality)
     try:
-        step = run.total if was_done else _train(run, workdir, checkpoints, *parts)
+        step = run.total if was_done else _train(run, workdir, checkpoints, *examples)
         best = checkpoints.best
         return Outcome(
             step, run.total, was_done, best, {} if best is None else checkpoints.metrics(best)
@@ -98,7 +94,6 @@ def _train(
     run: Run,
     workdir: Path,
     checkpoints: Checkpoints,
-    train_step: Callable,
     train_examples: pipeline.Examples,
     eval_examples: pipeline.Examples,
 ) -> int:
@@ -122,10 +117,13 @@ def _train(
         if baselines:
             named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
             logs.say(f"eval loss without a model: {named}")
+        step = make_train_step(run.task, run.structure, run.solver, run.schedule)
+        train_step = run.mode.compile(step, donate=True)
         evaluate = make_evaluate(run, eval_examples)
         return _steps(
-            run, train_step, state, start, batches, evaluate, checkpoints, logs, interrupt, trace
-        )
+            run, workdir, train_step, state, start, batches, evaluate, checkpoints, logs,
+            interrupt, trace,
+        )  # fmt: skip
 
 
 def _opening(run: Run, start: int) -> str:
@@ -140,6 +138,7 @@ def _opening(run: Run, start: int) -> str:
 
 def _steps(
     run: Run,
+    workdir: Path,
     train_step: Callable,
     state: TrainState,
     step: int,
@@ -176,23 +175,15 @@ def _steps(
         if ends_epoch:
             scores = evaluate(state)
             logs.evaluation(step, scores, meter.read_epoch())
+            # Before the checkpoint: after a kill in between, this step is trained again.
+            if jax.process_index() == 0 and checkpoints.is_best(scores):
+                run.save_model(workdir, state, step)
         if saves:
             checkpoints.save(step, run.mode.whole(run.named(state)), batches.get_state(), scores)
             meter.restart()
         if stops:
             break
     return step
-
-
-def _train_step(run: Run) -> Callable:
-    """The step on all devices; that of the package's own models kept, if programs are to be."""
-    step = make_train_step(run.task, run.structure, run.solver, run.schedule)
-    step = run.mode.compile(step, donate=True)
-    bundled = any(run.task.family is family for family in BUNDLED)
-    if not (run.config.compilation_cache and bundled and jax.process_count() == 1):
-        return step
-    made_from = (run.config.to_json(), run.steps_per_epoch)
-    return kept(step, made_from, user_cache() / "programs", tuple(run.mode.mesh.devices.flat))
 
 
 def _divides(every: int, step: int) -> bool:

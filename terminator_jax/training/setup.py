@@ -1,6 +1,7 @@
 """Everything that a run needs, put together and checked before anything is written."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -9,9 +10,10 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from terminator_jax.data.cache import user_cache
+from terminator_jax import loading
 from terminator_jax.data.errors import InputError
 from terminator_jax.data.pipeline import Examples
+from terminator_jax.training import config as configs
 from terminator_jax.training.examples import EXAMPLES, Source
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import Parallel, make_parallel
@@ -71,6 +73,15 @@ class Run(NamedTuple):
         state = new_state(jax.device_get(params), other, self.solver, self.config.seed)
         return self.mode.replicate(state)
 
+    def save_model(self, workdir: Path, state: TrainState, step: int) -> None:
+        """Writes the model alone, for `terminator_jax.load_model`."""
+        variables = nnx.merge_state(self.structure.unpack(np.asarray(state.params)), state.other)
+        loading.save_model(
+            workdir / loading.FILE_NAME, variables,
+            config=configs.to_json(self.config), classes=getattr(self.train, "classes", ()),
+            step=step,
+        )  # fmt: skip
+
     def named(self, state: TrainState) -> TrainState:
         """The state as checkpoints have it, in the memory of this process.
 
@@ -109,10 +120,6 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     Raises:
         InputError: if they do not.
     """
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
-        # The hundred small programs of the initial values too, which take seconds together.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     mode = make_parallel(config, devices)
     task = make_task(config, mode.axis_name)
     source = EXAMPLES[task.family.kind]

@@ -1,31 +1,22 @@
 """What is trained: a model, its loss and what is counted, each found in a table by name.
 
-A new kind of model is one more line in `FAMILIES`. What it is trained for is one of `KINDS`:
-classes of pictures, or hidden tokens of texts.
+A new kind of model is one more line in `models.MODELS` and one in `FAMILIES`. What it is trained
+for is one of `KINDS`: classes of pictures, or hidden tokens of texts.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from terminator_jax import losses
 from terminator_jax.data.errors import InputError
-from terminator_jax.layers.local import LocalBranch
-from terminator_jax.models import (
-    LambdaResNet,
-    LambdaResNetConfig,
-    NonLinearTransformer,
-    NonLinearTransformerConfig,
-    Terminator,
-    TerminatorConfig,
-)
+from terminator_jax.models import MODELS, Terminator, make_config, preprocess
 from terminator_jax.training import masked_tokens
 
 Metrics = dict[str, jax.Array]
@@ -34,26 +25,17 @@ Packed = tuple[jax.Array, Sequence[int]]
 
 
 class Family(NamedTuple):
-    """A kind of model.
+    """How a kind of model is trained; the model itself is an entry of `models.MODELS`.
 
     Attributes:
-        module: makes the model from its configuration and `dtype`, `param_dtype`, `axis_name`,
-            `remat` and `rngs`.
-        variants: makers of its configuration by name; keywords replace fields. That of a model for
-            pictures has the fields `size`, `channels` and `num_classes`, that of one for text
-            `vocabulary` and `mask_token`.
         loss: of a model for pictures: `(model, pictures, labels, rngs, config.loss)` to logits and
             the terms of the loss, which are added up.
-        convert: of an option as a tuple of plain values to what the configuration takes.
         kind: what it is trained for, of `KINDS` and `examples.EXAMPLES`.
         penalties: `(model, config.loss, packed)` to further terms of the loss; see
             `Task.loss`.
     """
 
-    module: Callable[..., nnx.Module]
-    variants: Mapping[str, Callable[..., Any]]
     loss: Callable[..., tuple[jax.Array, Metrics]] | None
-    convert: Mapping[str, Callable[[Any], Any]]
     kind: str = "pictures"
     penalties: Callable[..., Metrics] = lambda model, config, packed: {}
 
@@ -101,48 +83,10 @@ def smoothed_loss(
 
 
 FAMILIES = {
-    "terminator": Family(
-        module=Terminator,
-        variants={
-            "cifar": TerminatorConfig.cifar,
-            "mnist": TerminatorConfig.mnist,
-            "digits": TerminatorConfig.digits,
-            "scifar": TerminatorConfig.scifar,
-            "smnist": TerminatorConfig.smnist,
-            "sdigits": TerminatorConfig.sdigits,
-        },
-        loss=terminator_loss,
-        convert={"branches": lambda rows: tuple(LocalBranch(*row) for row in rows)},
-        penalties=terminator_penalties,
-    ),
-    "lambda_resnet": Family(
-        module=LambdaResNet,
-        variants={
-            "lambda26": LambdaResNetConfig.lambda26,
-            "lambda50": LambdaResNetConfig.lambda50,
-            "cifar": LambdaResNetConfig.cifar,
-            "mnist": LambdaResNetConfig.mnist,
-            "digits": LambdaResNetConfig.digits,
-            "plain_cifar": LambdaResNetConfig.plain_cifar,
-            "plain_mnist": LambdaResNetConfig.plain_mnist,
-            "plain_digits": LambdaResNetConfig.plain_digits,
-        },
-        loss=smoothed_loss,
-        convert={},
-    ),
-    "nonlinear_transformer": Family(
-        module=NonLinearTransformer,
-        variants={
-            "shakespeare": NonLinearTransformerConfig.shakespeare,
-            "tiny": NonLinearTransformerConfig.tiny,
-        },
-        loss=None,
-        convert={},
-        kind="text",
-    ),
+    "terminator": Family(terminator_loss, penalties=terminator_penalties),
+    "lambda_resnet": Family(smoothed_loss),
+    "nonlinear_transformer": Family(None, kind="text"),
 }
-# Those whose code is this package's own.
-BUNDLED = tuple(FAMILIES.values())
 
 
 class Keys:
@@ -189,7 +133,7 @@ class Task:
             InputError: if the model's options do not fit each other.
         """
         try:
-            return self.family.module(
+            return MODELS[self.config.model.name].module(
                 self.model_config,
                 dtype=self.dtype,
                 param_dtype=jnp.promote_types(self.dtype, jnp.float32),
@@ -206,12 +150,11 @@ class Task:
         The data set's mean and standard deviation are made 0 and 1, and pictures may become
         sequences of their pixels, `(batch, height * width, channels)`.
         """
-        data, dtype = self.config.data, jnp.promote_types(self.dtype, jnp.float32)
-        mean, std = (jnp.asarray(x, dtype)[None, None, None] for x in (data.mean, data.std))
-        x = (pictures.astype(dtype) / 255 - mean) / std
-        if data.sequence:
-            x = x.reshape(len(x), -1, x.shape[-1])
-        return x[:, np.array(data.permutation)] if data.permutation else x
+        data = self.config.data
+        return preprocess(
+            pictures, mean=data.mean, std=data.std, sequence=data.sequence,
+            permutation=data.permutation, dtype=jnp.promote_types(self.dtype, jnp.float32),
+        )  # fmt: skip
 
     def loss(
         self,
@@ -281,23 +224,12 @@ def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
     """
     if config.dtype == "float64" and not jax.config.jax_enable_x64:
         raise InputError("config.dtype is 'float64', which needs JAX_ENABLE_X64=1")
-    family = _choose("config.model.name", config.model.name, FAMILIES)
-    variant = _choose("config.model.variant", config.model.variant, family.variants)
-    options = {
-        name: family.convert.get(name, lambda value: value)(value)
-        for name, value in config.model.options.to_dict().items()
-    }
+    model = config.model
     try:
-        model_config = variant(**options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"config.model.options: {error}") from error
-    return Task(family, model_config, config, axis_name)
-
-
-def _choose(field: str, name: str, table: Mapping[str, Any]) -> Any:
-    if name not in table:
-        raise InputError(f"{field} is {name!r}, and must be one of {', '.join(table)}")
-    return table[name]
+        model_config = make_config(model.name, model.variant, model.options.to_dict())
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return Task(FAMILIES[model.name], model_config, config, axis_name)
 
 
 def check_data(task: Task, shape: tuple[int, ...], num_classes: int, name: str) -> None:

@@ -110,7 +110,7 @@ def test_there_and_back():
     ("size", "message"),
     [
         ((15,), "size must have 2 axes like (15, 15), got (15,)"),
-        ((15, 20), "the operator 'dot' needs square maps, got size (15, 20)"),
+        ((15, 20), "the operator 'dot' needs square 2-D maps, got size (15, 20)"),
     ],
 )
 def test_impossible_sizes(size, message):

@@ -5,6 +5,7 @@ import dataclasses
 from flax import nnx
 
 from terminator_jax import losses
+from terminator_jax.models import MODELS, ModelEntry
 from terminator_jax.training import task
 from terminator_jax.training.config import default_config
 
@@ -37,7 +38,8 @@ def small_loss(model, pictures, labels, rngs, config):
 
 
 def get_config():
-    task.FAMILIES["small"] = task.Family(Small, {"small": SmallConfig}, small_loss, {})
+    MODELS["small"] = ModelEntry(Small, {"small": SmallConfig})
+    task.FAMILIES["small"] = task.Family(small_loss)
     config = default_config()
     config.epochs = 2
     config.eval_batch_size = 80

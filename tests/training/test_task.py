@@ -11,6 +11,7 @@ from nets import filled
 
 from terminator_jax import losses
 from terminator_jax.data.errors import InputError
+from terminator_jax.models import Terminator
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from terminator_jax.training.task import check_data, make_task
@@ -93,7 +94,7 @@ def test_float64_parameters(x64):
 def test_initial_values_are_those_of_the_seed(unoptimized):
     task = make_task(configs.read(TINY, ["--config.seed=5"]))
     made = nnx.state(task.make_model())
-    other = nnx.state(task.family.module(task.model_config, rngs=nnx.Rngs(5)))
+    other = nnx.state(Terminator(task.model_config, rngs=nnx.Rngs(5)))
     chex.assert_trees_all_equal(nnx.to_pure_dict(made), nnx.to_pure_dict(other))
 
 

@@ -1,0 +1,211 @@
+"""Loads the trained model of a run, in one line of any program.
+
+    import terminator_jax
+
+    loaded = terminator_jax.load_model("runs/digits")
+    names = [loaded.classes[n] for n in loaded.logits(pictures).argmax(-1)]
+
+Training keeps its best model in `WORKDIR/model.safetensors`: the variables by their names, and in
+the file's metadata the configuration, the names of the classes and the step.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from terminator_jax.models import MODELS, make_config, preprocess
+
+FILE_NAME = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A trained model and what is needed to use it.
+
+    Attributes:
+      model: the NNX module, after `eval()`.
+      config: the configuration of the run, as plain dicts, tuples and values.
+      classes: the names of the classes, in the order of the logits; empty for texts.
+      step: the training step that it was saved at.
+    """
+
+    model: nnx.Module
+    config: Mapping[str, Any]
+    classes: tuple[str, ...]
+    step: int
+
+    def logits(self, images: np.ndarray | jax.Array) -> np.ndarray:
+        """Computes the logits of images.
+
+        Images are evaluated in batches of `config["eval_batch_size"]`, the last one filled up from
+        the beginning, as `python -m terminator_jax.evaluate` does.
+
+        Args:
+          images: unsigned integers, `(batch, height, width, channels)`, of the size and the kind
+            that the model was trained with; for CIFAR-10 uint8, `(batch, 32, 32, 3)`.
+
+        Returns:
+          `(batch, num_classes)`, in float32 or wider.
+
+        Raises:
+          TypeError: for images that are not of unsigned integers.
+          ValueError: for images of another shape, or a model that is not for images.
+        """
+        size = self.config["eval_batch_size"]
+        images = self._checked(images)
+        settings = tuple(
+            (name, self.config["data"][name]) for name in ("mean", "std", "sequence", "permutation")
+        )
+        graph, state = nnx.split(self.model)
+        rows = np.arange(-(-len(images) // size) * size) % max(len(images), 1)
+        batches = [
+            _logits(graph, settings, self.config["dtype"], state, images[batch])
+            for batch in rows.reshape(-1, size)
+        ]
+        if not batches:
+            return np.zeros((0, self.model.config.num_classes), np.float32)
+        return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
+
+    def _checked(self, images: np.ndarray | jax.Array) -> np.ndarray:
+        shape = self.model.config
+        if not hasattr(shape, "num_classes"):
+            raise ValueError(
+                f"a {self.config['model']['name']} has no logits of images: call loaded.model"
+            )
+        images = np.asarray(images)
+        if not np.issubdtype(images.dtype, np.unsignedinteger):
+            raise TypeError(f"expected images of uint8 or uint16, got {images.dtype}")
+        wanted = (*shape.size, shape.channels)
+        got = images.shape[1:]
+        if self.config["data"]["sequence"] and len(got) == 3:
+            got = (got[0] * got[1], got[2])
+        if images.ndim != 4 or got != wanted:
+            expected = "pixels, channels" if len(shape.size) == 1 else "height, width, channels"
+            raise ValueError(
+                f"expected images (batch, height, width, channels) with ({expected}) = {wanted},"
+                f" got {images.shape}"
+            )
+        return images
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _logits(
+    graph: nnx.GraphDef, settings: tuple, dtype: str, state: nnx.State, images: jax.Array
+) -> jax.Array:
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return nnx.merge(graph, state)(preprocess(images, dtype=wide, **dict(settings)))
+
+
+def load_model(path: str | os.PathLike) -> LoadedModel:
+    """Loads the best model of a run.
+
+    Args:
+      path: the directory of the run, or a file `model.safetensors` of one.
+
+    Raises:
+      ValueError: if there is no such file, or it holds no model of this package.
+
+    Example:
+      >>> load_model("runs/nothing")
+      Traceback (most recent call last):
+      ...
+      ValueError: there is no trained model at runs/nothing/model.safetensors: ...
+    """
+    path = Path(path)
+    file = path if path.suffix == ".safetensors" else path / FILE_NAME
+    if not file.is_file():
+        raise ValueError(
+            f"there is no trained model at {file}: training writes it at the end of an epoch, and"
+            " `python -m terminator_jax.evaluate` for a run of an older version"
+        )
+    variables, metadata = _read(file)
+    config = _tuples(json.loads(metadata["config"]))
+    model = _build(config, variables, file)
+    model.eval()
+    return LoadedModel(model, config, tuple(json.loads(metadata["classes"])), int(metadata["step"]))
+
+
+def save_model(
+    path: Path, state: nnx.State, *, config: str, classes: Sequence[str], step: int
+) -> None:
+    """Writes a model's file whole or not at all; `load_model` reads it.
+
+    Args:
+      path: the file.
+      state: the variables of the model, such as `nnx.state(model)`.
+      config: the configuration of the run, as JSON text.
+      classes: the names of the classes, in the order of the logits.
+      step: the step of training.
+    """
+    metadata = {"config": config, "classes": json.dumps(list(classes)), "step": str(step)}
+    # The format writes memory as it lies, whatever the strides.
+    arrays = {name: np.asarray(x, order="C") for name, x in _by_name(state).items()}
+    content = safetensors.numpy.save(arrays, metadata)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _by_name(state: nnx.State) -> dict[str, Any]:
+    """The arrays of a state by their dotted names, without the counters of random streams."""
+    kept = nnx.filter_state(state, nnx.Not(nnx.RngState))
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(kept)}
+
+
+def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safetensors.safe_open(file, "np") as content:
+            metadata = content.metadata() or {}
+            arrays = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if missing := {"config", "classes", "step"} - metadata.keys():
+        raise ValueError(f"{file} holds no model of this package: no {', '.join(sorted(missing))}")
+    return arrays, metadata
+
+
+def _build(config: Mapping[str, Any], variables: dict[str, np.ndarray], file: Path) -> nnx.Module:
+    """The model that the configuration describes, with the variables' values."""
+    names = config["model"]
+    model_config = make_config(names["name"], names["variant"], names["options"])
+    dtype = jnp.dtype(config["dtype"])
+
+    def make() -> nnx.Module:
+        param_dtype = jnp.promote_types(dtype, jnp.float32)
+        make_model = MODELS[names["name"]].module
+        return make_model(model_config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+
+    model = nnx.eval_shape(make)
+    state = nnx.state(model)
+    wanted = {name: (x.shape, x.dtype) for name, x in _by_name(state).items()}
+    if wanted != {name: (x.shape, x.dtype) for name, x in variables.items()}:
+        raise ValueError(f"{file} does not fit its own configuration: it is of another version")
+    if len(jax.tree.leaves(state)) > len(wanted):
+        # Random streams, such as those of nnx.Dropout, are not in the file.
+        model = make()
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+    for path, variable in nnx.to_flat_state(state):
+        variable.set_value(jnp.asarray(variables[".".join(map(str, path))]))
+    nnx.update(model, state)
+    return model
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
