@@ -25,6 +25,7 @@ import safetensors.numpy
 from flax import nnx
 
 from terminator_jax.models import MODELS, make_config, preprocess
+from terminator_jax.ops.dtypes import at_least_float32
 
 FILE_NAME = "model.safetensors"
 
@@ -103,7 +104,7 @@ class LoadedModel:
 def _logits(
     graph: nnx.GraphDef, settings: tuple, dtype: str, state: nnx.State, images: jax.Array
 ) -> jax.Array:
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     return nnx.merge(graph, state)(preprocess(images, dtype=wide, **dict(settings)))
 
 
@@ -185,7 +186,7 @@ def _build(config: Mapping[str, Any], variables: dict[str, np.ndarray], file: Pa
     dtype = jnp.dtype(config["dtype"])
 
     def make() -> nnx.Module:
-        param_dtype = jnp.promote_types(dtype, jnp.float32)
+        param_dtype = at_least_float32(dtype)
         make_model = MODELS[names["name"]].module
         return make_model(model_config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
 

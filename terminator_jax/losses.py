@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from terminator_jax.ops.dtypes import at_least_float32
+
 # What the L2 penalty of the Terminator counts: the end of a parameter's path, whether it is slow
 # or recursive (and so counts a millionth), and how many leading axes stack tensors in it.
 PENALIZED = (
@@ -27,7 +29,7 @@ ROW = 128
 
 def _at_least_float32(x: jax.typing.ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
 
 
 def label_smoothing(

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from terminator_jax.ops.dtypes import at_least_float32
+
 
 def batch_norm(features: int, *, param_dtype=jnp.float32, momentum: float = 0.9, **kwargs):
     """An `nnx.BatchNorm` whose statistics are in float32 or wider, whatever it computes in.
@@ -25,7 +27,7 @@ def batch_norm(features: int, *, param_dtype=jnp.float32, momentum: float = 0.9,
     norm = nnx.BatchNorm(
         features, momentum=momentum, param_dtype=param_dtype, promote_dtype=_wide, **kwargs
     )
-    wide = jnp.promote_types(param_dtype, jnp.float32)
+    wide = at_least_float32(param_dtype)
     for statistic in (norm.mean, norm.var):
         statistic.set_value(statistic[...].astype(wide))
     return norm

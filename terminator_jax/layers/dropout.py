@@ -44,4 +44,4 @@ class ChannelDropout(nnx.Module):
         key = rngs.dropout()
         keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(first + jnp.arange(batch))
         keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, (channels,)))(keys)
-        return keep / (1 - self.rate)
+        return keep.astype(jnp.float32) / (1 - self.rate)

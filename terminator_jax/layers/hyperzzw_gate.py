@@ -8,6 +8,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import kaiming, uniform, zeros
 from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.dtypes import at_least_float32
 
 
 class FeatureSlowNet(nnx.Module):
@@ -63,7 +64,7 @@ class FeatureSlowNet(nnx.Module):
 
     def __call__(self) -> jax.Array:
         """The kernel, `(context_dim, input_dim)`."""
-        wide = jnp.promote_types(jnp.float32, self.code.dtype)
+        wide = at_least_float32(self.code.dtype)
         code, weight, bias, out_weight, out_bias = (
             p[...].astype(wide)
             for p in (self.code, self.weight, self.bias, self.out_weight, self.out_bias)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.ops import coordinates, magnet
+from terminator_jax.ops.dtypes import at_least_float32
 
 OMEGA0 = 2000.0
 
@@ -76,7 +77,7 @@ class MAGNet(nnx.Module):
 
     def coordinates(self) -> jax.Array:
         """The coordinates of the kernel's positions, `(positions, d)`."""
-        dtype = jnp.promote_types(jnp.float32, self.gabor_weight.dtype)
+        dtype = at_least_float32(self.gabor_weight.dtype)
         return coordinates.grid(self.size, dtype)
 
     def kernel(self, values: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from flax import nnx
 from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
 from terminator_jax.ops import magnet, pooling
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName, across
 
 
@@ -179,7 +180,7 @@ class LocalSlowNets(nnx.Module):
 
     def _pool(self, means: Sequence[jax.Array]) -> jax.Array:
         """`(number, positions, channels)`: every mean, pooled to its kernel's size."""
-        dtype = jnp.promote_types(jnp.float32, self.weight.dtype)
+        dtype = at_least_float32(self.weight.dtype)
         maps = jnp.stack([mean.astype(dtype) for mean in means])
         pooled = pooling.adaptive_average_each(maps, self.sizes)
         return pooled.reshape(len(means), -1, self.channels)

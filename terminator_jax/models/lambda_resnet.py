@@ -14,6 +14,7 @@ from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.lambda_layer import LambdaLayer
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.models.fields import ALL_POSITIVE, POSITIVE, Rule, check_fields
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -229,7 +230,7 @@ class LambdaResNet(nnx.Module):
         run = nnx.remat(_run) if self.remat else _run
         for block in self.blocks:
             y = run(block, y)
-        return self.head(jnp.mean(y, (1, 2), dtype=jnp.promote_types(y.dtype, jnp.float32)))
+        return self.head(jnp.mean(y, (1, 2), dtype=at_least_float32(y.dtype)))
 
 
 class Bottleneck(nnx.Module):

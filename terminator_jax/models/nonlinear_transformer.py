@@ -15,6 +15,7 @@ from terminator_jax.layers import LocalAttention2D, pointwise
 from terminator_jax.layers.initializers import uniform
 from terminator_jax.models.fields import NOT_NEGATIVE, POSITIVE, check_fields
 from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -200,7 +201,7 @@ class NonLinearTransformer(nnx.Module):
         run = nnx.remat(_run) if self.remat else _run
         for block in self.blocks:
             x = run(block, x, mask)
-        return self.head(self.norm(x).astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return self.head(self.norm(x).astype(at_least_float32(x.dtype)))
 
 
 def _norm(channels: int, **kinds) -> nnx.LayerNorm:

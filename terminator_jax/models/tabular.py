@@ -19,6 +19,7 @@ from terminator_jax.models.fields import (
 )
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.activation import gated
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName, standardize
 
 # What the bottleneck of a block reads, in the order of the block for maps.
@@ -135,7 +136,7 @@ class TabularTerminator(nnx.Module):
         x = x if self.dtype is None else x.astype(self.dtype)
         for block in self.blocks:
             x = block(x, rngs=rngs)
-        return self.head(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return self.head(x.astype(at_least_float32(x.dtype)))
 
 
 class TabularBlock(nnx.Module):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from terminator_jax.ops.channel_major import vary_alike
+from terminator_jax.ops.dtypes import at_least_float32
 
 # Keys of a tile are taken in whole multiples of so many columns: the products run faster.
 COLUMNS = 8
@@ -119,7 +120,7 @@ def rotary(x: jax.Array, base: float = 100.0) -> jax.Array:
             "rotary needs (batch, rows, columns, heads, features) with features divisible by 4, got"
             f" {x.shape}"
         )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     pairs = x.shape[-1] // 4
     speeds = jnp.asarray(base, wide) ** (-jnp.arange(pairs, dtype=wide) / pairs)
     turned = []
@@ -273,7 +274,7 @@ def _backward(tiles, residuals, gradient):
         sums = [_added(s, d, reached, tiles.reach) for s, d in zip(sums, both, strict=True)]
         return (_placed(whole_dq, dq.astype(q.dtype), first, _size(tiles)), sums), None
 
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide = at_least_float32(q.dtype)
     sums = [jnp.zeros_like(x, wide) for x in kv]
     carried = jnp.zeros_like(whole[0]), sums
     (dq, dkv), _ = jax.lax.scan(tile, carried, (jnp.arange(math.prod(tiles.grid)), kept))
@@ -309,7 +310,7 @@ def _scores(tiles, n, queries, keys, mask):
 
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """`einsum` with sums in float32 or wider."""
-    return jnp.einsum(formula, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+    return jnp.einsum(formula, a, b, preferred_element_type=at_least_float32(a.dtype))
 
 
 def _size(tiles: Tiles) -> tuple[int, int]:

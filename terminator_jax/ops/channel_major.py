@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.order import after_product
 from terminator_jax.ops.partitioning import shared
 
@@ -56,7 +57,7 @@ def mean(x: jax.Array) -> jax.Array:
     As a product with a vector: what `x` is computed from is then no part of the reduction, which on
     a CPU would spread every scalar in it over a map.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     flat = x.reshape(*x.shape[:2], -1)
     share = jnp.full(flat.shape[2], 1 / flat.shape[2], wide)
     return jnp.dot(flat.astype(wide), share, precision=jax.lax.Precision.HIGHEST)
@@ -80,7 +81,7 @@ def spread(values: jax.Array, x: jax.Array) -> jax.Array:
 
     Rounded after that and not before: their gradient is then a sum in float32 or wider.
     """
-    wide = jnp.promote_types(values.dtype, jnp.float32)
+    wide = at_least_float32(values.dtype)
     return jnp.broadcast_to(values.astype(wide), x.shape).astype(x.dtype)
 
 
@@ -144,7 +145,7 @@ def product(kernel: jax.Array, x: jax.Array) -> jax.Array:
 
 def contract(a: jax.Array, b: jax.Array, axes_a: Axes, axes_b: Axes) -> jax.Array:
     """The sum of products over these axes."""
-    wide = jnp.promote_types(a.dtype, jnp.float32)
+    wide = at_least_float32(a.dtype)
     axes = ((axes_a, axes_b), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=wide).astype(a.dtype)
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.dense import dense
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.fastest import Choice, fastest
 from terminator_jax.ops.grouped import grouped
 from terminator_jax.ops.spectral import DENSE_UP_TO, by_spectra
@@ -130,7 +131,7 @@ def convolve_all(
         kernel = jnp.flip(kernel, range(2, kernel.ndim))
     dtype = maps[0].dtype
     start, count = bounds(maps[0].shape[2:], kernel.shape[2:], padding, correlate)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     outs = _chunked(
         functools.partial(_convolve, start=start, count=count, method=method, padding=padding),
         [x.astype(wide) for x in maps],
@@ -174,7 +175,7 @@ def _direct_each(
 ) -> jax.Array:
     """`convolve_each` by the method `direct`, whose gradients are then computed together."""
     dtype, spatial = maps[0].dtype, maps[0].shape[2:]
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     windows, useful = [], []
     for kernel in kernels:
         kernel = jnp.flip(kernel, range(2, kernel.ndim)) if correlate else kernel

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from terminator_jax.ops.convolution import convolve_all, fft_conv
+from terminator_jax.ops.dtypes import at_least_float32
 
 
 def dot(hyper: jax.Array, u: jax.Array) -> jax.Array:
@@ -93,7 +94,7 @@ def gate(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
             f" input_dim), got {x.shape}, {context.shape} and {kernel.shape}"
         )
     dtype = jnp.result_type(x, context, kernel)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     return (x * jnp.matmul(context, kernel, preferred_element_type=wide)).astype(dtype)
 
 
@@ -116,7 +117,7 @@ def _dots(hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False) 
         raise ValueError("dot mixes all positions: choose 'product' or 'convolution' if causal")
     if hyper.ndim != 4 or hyper.shape[2] != hyper.shape[3]:
         raise ValueError(f"dot needs square 2-D maps, got a size of {hyper.shape[2:]}")
-    wide = jnp.promote_types(hyper.dtype, jnp.float32)
+    wide = at_least_float32(hyper.dtype)
     return [jnp.matmul(hyper, u, preferred_element_type=wide).astype(u.dtype) for u in maps]
 
 

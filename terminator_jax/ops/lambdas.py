@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from terminator_jax.ops.channel_major import vary_alike
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.fourier import DFT, FFT, LongDFT, Spectrum, Transform
 from terminator_jax.ops.spectral import DENSE_UP_TO
 from terminator_jax.ops.window import everywhere
@@ -50,7 +51,7 @@ def normalize_keys(keys: jax.Array) -> jax.Array:
       >>> print(normalize_keys(jnp.zeros((1, 2, 5, 1, 3))).ravel()[0])
       0.1
     """
-    wide = keys.astype(jnp.promote_types(keys.dtype, jnp.float32))
+    wide = keys.astype(at_least_float32(keys.dtype))
     return jax.nn.softmax(wide, tuple(range(1, keys.ndim - 2)))
 
 
@@ -235,7 +236,7 @@ def _by_spectra(queries: jax.Array, values: jax.Array, table: jax.Array, method:
     """Products of spectra, for as many keys at once as `SPECTRA_BYTES` lets."""
     shape = (*queries.shape[:-1], values.shape[-1])
     batch, *spatial, depth, features = values.shape
-    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    wide = at_least_float32(queries.dtype)
     d = len(spatial)
     # From here on (…, *spatial), with the maps of the batch side by side.
     maps = jnp.moveaxis(values.astype(wide), (-2, -1), (0, 2)).reshape(depth, -1, *spatial)

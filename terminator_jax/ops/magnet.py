@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.inverse_root import inverse_root
 
 
@@ -65,7 +66,7 @@ def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Arr
     Returns:
       `(layers, positions, hidden)` in the dtype of the phases.
     """
-    dtype = jnp.promote_types(jnp.float32, jnp.result_type(coordinates, weight))
+    dtype = at_least_float32(jnp.result_type(coordinates, weight))
     coordinates, weight, bias = (a.astype(dtype) for a in (coordinates, weight, bias))
     phase = bias[:, None]
     for axis in range(coordinates.shape[1]):

@@ -15,6 +15,7 @@ import numpy as np
 
 from terminator_jax.ops import channel_major
 from terminator_jax.ops.activation import gelu, gelu_slope
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.inverse_root import inverse_root
 
 EPSILON = 1e-5
@@ -30,7 +31,7 @@ def average(x: jax.Array, axes: tuple[int, ...], *, running: int | None = None) 
       >>> print(average(jnp.array([[2.0, 4.0, 6.0]]), (), running=1))
       [[2. 3. 4.]]
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     mean = jnp.mean(x, axes, dtype=wide, keepdims=True)
     if running is None:
         return mean
@@ -44,7 +45,7 @@ def moments(
     x: jax.Array, axes: tuple[int, ...], *, running: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and mean of squares, each as `average` has it."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(at_least_float32(x.dtype))
     return average(x, axes, running=running), average(x * x, axes, running=running)
 
 

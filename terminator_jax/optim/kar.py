@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from terminator_jax.ops.dtypes import at_least_float32
+
 
 class ScaleByKar2State(NamedTuple):
     """State of Kar2.
@@ -52,10 +54,10 @@ def _signs(grads: optax.Updates, *averages: optax.Updates) -> optax.Updates:
 
 
 def _average(grads: optax.Updates, average: optax.Updates, beta: Any) -> optax.Updates:
-    """β m + (1 - β) g, computed in the wider dtype of the two and kept in that of m."""
+    """β m + (1 - β) g, computed in float32 or float64 and kept in the dtype of m."""
 
     def leaf(g, m):
-        wide = jnp.promote_types(g.dtype, m.dtype)
+        wide = at_least_float32(jnp.float64 if g.dtype == jnp.float64 else m.dtype)
         return (beta * m.astype(wide) + (1 - beta) * g.astype(wide)).astype(m.dtype)
 
     return jax.tree.map(leaf, grads, average)

@@ -58,7 +58,7 @@ def loss(
     """The cross-entropy of the hidden tokens, a mean over those of a sample, then over samples."""
     hidden = hidden_in_training(task, rngs, batch["tokens"].shape)
     means = [
-        jnp.mean(jnp.sum(values, (1, 2)) / jnp.sum(hidden, (1, 2)))
+        jnp.mean(jnp.sum(values, (1, 2)) / jnp.sum(hidden, (1, 2), dtype=values.dtype))
         for values in _at_hidden(model, batch["tokens"], hidden)
     ]
     return means[0], dict(zip(("loss", "accuracy"), means, strict=True))

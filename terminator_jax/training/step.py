@@ -35,9 +35,11 @@ def make_train_step(
         params = structure.unpack(state.params)
         (grads, direct), (metrics, other) = differentiate(params, state.params)
         grads, metrics = across((pack(grads) + direct, metrics), task.axis_name)
-        updates, opt_state = solver.update(grads, state.opt_state, state.params)
+        # optax multiplies counters with floats, which strict promotion of dtypes forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = solver.update(grads, state.opt_state, state.params)
+            metrics["learning_rate"] = schedule(state.step)
         params = optax.apply_updates(state.params, updates)
-        metrics["learning_rate"] = schedule(state.step)
         return TrainState(params, other, opt_state, state.key, state.step + 1), metrics
 
     return train_step

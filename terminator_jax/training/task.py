@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from terminator_jax import losses
 from terminator_jax.data.errors import InputError
 from terminator_jax.models import MODELS, Terminator, make_config, preprocess
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.training import masked_tokens
 
 Metrics = dict[str, jax.Array]
@@ -136,7 +137,7 @@ class Task:
             return MODELS[self.config.model.name].module(
                 self.model_config,
                 dtype=self.dtype,
-                param_dtype=jnp.promote_types(self.dtype, jnp.float32),
+                param_dtype=at_least_float32(self.dtype),
                 axis_name=self.axis_name,
                 remat=self.config.remat,
                 rngs=Keys(self.config.seed),
@@ -153,7 +154,7 @@ class Task:
         data = self.config.data
         return preprocess(
             pictures, mean=data.mean, std=data.std, sequence=data.sequence,
-            permutation=data.permutation, dtype=jnp.promote_types(self.dtype, jnp.float32),
+            permutation=data.permutation, dtype=at_least_float32(self.dtype),
         )  # fmt: skip
 
     def loss(
