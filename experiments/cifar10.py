@@ -1,6 +1,6 @@
 """The published network and recipe on CIFAR-10.
 
-    python -m terminator_jax.train --config=experiments/cifar10.py --workdir=runs/cifar10
+    python -m terminator_jax.train --config=experiments/cifar10.py
 
 Reaches: 86.1 % after 6 epochs with a schedule of 6, the longest run so far (`docs/results.md`); the
 author's log of the PyTorch release ends at 95.32 % after these 100 epochs. Takes: about 35 minutes

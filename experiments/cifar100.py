@@ -1,6 +1,6 @@
 """The published network and recipe on CIFAR-100: that of CIFAR-10 with 100 classes.
 
-    python -m terminator_jax.train --config=experiments/cifar100.py --workdir=runs/cifar100
+    python -m terminator_jax.train --config=experiments/cifar100.py
 
 Reaches: no run has been made yet; the author's log of the PyTorch release ends at 75.68 % after
 these 100 epochs. Takes: as long as CIFAR-10.

@@ -1,7 +1,6 @@
-r"""A LambdaResNet of 1.0 million parameters on CIFAR-10, shifted and mirrored.
+"""A LambdaResNet of 1.0 million parameters on CIFAR-10, shifted and mirrored.
 
-    python -m terminator_jax.train \
-        --config=experiments/lambda_cifar10.py --workdir=runs/lambda_cifar10
+    python -m terminator_jax.train --config=experiments/lambda_cifar10.py
 
 Reaches: no run has been made yet. Takes: not yet measured.
 """

@@ -1,6 +1,6 @@
 """A small Terminator on permuted MNIST: sequences of 784 pixels in one random order.
 
-    python -m terminator_jax.train --config=experiments/pmnist.py --workdir=runs/pmnist
+    python -m terminator_jax.train --config=experiments/pmnist.py
 
 Reaches: 95.8 % in these 4 epochs (`docs/results.md`). Takes: 46 minutes of one CPU core.
 

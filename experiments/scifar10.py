@@ -1,6 +1,6 @@
 """The published network's blocks on CIFAR-10 as sequences of 1,024 pixels of three colours.
 
-    python -m terminator_jax.train --config=experiments/scifar10.py --workdir=runs/scifar10
+    python -m terminator_jax.train --config=experiments/scifar10.py
 
 Reaches: nobody has run it yet. Takes: days on a CPU; it is meant for a GPU or TPU.
 """

@@ -1,7 +1,6 @@
 """A non-linear transformer on grids of Tiny Shakespeare's bytes.
 
-    TFDS_DATA_DIR=… python -m terminator_jax.train \
-        --config=experiments/shakespeare2d.py --workdir=runs/shakespeare2d
+    python -m terminator_jax.train --config=experiments/shakespeare2d.py
     python -m terminator_jax.generate runs/shakespeare2d --prompt="Romeo" --at=3,12
 
 Reaches: 2.20 nats for a byte of the validation text with half of the bytes hidden; frequencies of

@@ -1,6 +1,6 @@
 """A small Terminator on MNIST as sequences of 784 pixels, row after row.
 
-    python -m terminator_jax.train --config=experiments/smnist.py --workdir=runs/smnist
+    python -m terminator_jax.train --config=experiments/smnist.py
 
 Reaches: 97.8 % in these 6 epochs (`docs/results.md`). Takes: 66 minutes of one CPU core.
 """

@@ -1,6 +1,6 @@
 """The CIFAR network and recipe on STL-10: 5,000 training pictures of 96×96 pixels, made 32×32.
 
-    python -m terminator_jax.train --config=experiments/stl10.py --workdir=runs/stl10
+    python -m terminator_jax.train --config=experiments/stl10.py
 
 Every picture is scaled down to 32×32 by default, because the hyper-kernels are as large as the
 pictures. The full size needs `config.data.resize = 0` and `config.model.options = dict(size=(96,

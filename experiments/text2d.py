@@ -1,6 +1,6 @@
 """A tiny non-linear transformer on forty sonnets of Shakespeare, which are bundled.
 
-    python -m terminator_jax.train --config=experiments/text2d.py --workdir=runs/text2d
+    python -m terminator_jax.train --config=experiments/text2d.py
     python -m terminator_jax.generate runs/text2d --prompt="my love" --at=7,5
 
 Reaches: 2.49 nats for a byte of the last sonnets with half of the bytes hidden; frequencies of

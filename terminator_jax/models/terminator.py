@@ -121,11 +121,19 @@ class TerminatorConfig:
         return cls.digits(**{"size": (64,), "operator": "convolution", **overrides})
 
 
+def _is_branch(branch: LocalBranch) -> bool:
+    odd = isinstance(branch.size, int) and branch.size > 0 and branch.size % 2 == 1
+    return odd and {branch.kernel_from, branch.applied_to} <= {"x", "h", "u"}
+
+
 RULES = {
     "size": Rule(lambda size: 1 <= len(size) <= 3 and min(size) > 0, "1 to 3 positive numbers"),
     "factors": ALL_POSITIVE,
     "dropout": DROPOUTS,
-    "branches": Rule(bool, "one or more local branches"),
+    "branches": Rule(
+        lambda branches: branches and all(map(_is_branch, branches)),
+        "one or more local branches with an odd size and the maps x, h or u",
+    ),
     "operator_scale": POSITIVE,
     "global_layers": ALL_POSITIVE,
     "omega0": POSITIVE,

@@ -25,7 +25,7 @@ def test_experiments(path):
     del kept["loss"]["channel_sum"], kept["compilation_cache"]
     assert configs.differences(configs.from_json(json.dumps(kept)), config) == []
     text = path.read_text()
-    assert f"--config=experiments/{path.name} --workdir=runs/{path.stem}" in text
+    assert f"python -m terminator_jax.train --config=experiments/{path.name}\n" in text
     assert "Reaches" in text and "take" in text.lower()
     if task.family.kind == "pictures":
         channels = task.model_config.channels

@@ -2,7 +2,10 @@
 
 import pytest
 
+from terminator_jax.layers import LocalBranch
+from terminator_jax.training import config as configs
 from terminator_jax.training import parallel
+from terminator_jax.training.task import make_task
 
 TINY = "tests/training/tiny.py"
 
@@ -50,31 +53,62 @@ def test_fields(run_main, tmp_path, field, says):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("option", "says"),
     [
         ("channels=3", "digits train has pictures of 1 channels, and the model is for 3"),
         ("num_classes=5", "digits train has 10 classes, and the model is for 5"),
         ("groups=5", "config.model.options: 1 x 12 channels do not divide into 5 groups"),
-        ("depth=5", "config.model.options: "),
-        ("skips=((), ())", "config.model.options: skips must have one entry per block"),
+        ("depth=5", "there is no config.model.options.depth"),
+        ("num_clases=5", "no config.model.options.num_clases: did you mean num_classes?"),
+        ("num_classes", "has no value: write --config.model.options.num_classes=VALUE"),
+        ("num_classes=five", "config.model.options.num_classes must be of type int, not 'five'"),
+        ("num_classes=0", "num_classes is 0, and must be greater than 0"),
+        ("skips=((),())", "config.model.options: skips must have one entry per block"),
+        ("size=(8,16)", "the operator 'dot' needs square 2-D maps, got size (8, 16)"),
+        ("size=(8,)", "the operator 'dot' needs square 2-D maps, got size (8,)"),
+        ("operator=dott", "operator 'dott' is not one of ('dot', 'product', 'convolution')"),
+        ("causal=True", "only sequences, of size (length,), are causal, not maps (8, 8)"),
+        ("dropout=(1.5,)", "dropout is (1.5,), and must be numbers in [0, 1)"),
+        ("factors=(twelve,)", "factors is ('twelve',), and must be of type tuple[int, ...]"),
+        ("branches=((4,'x','h'),)", "local branches with an odd size and the maps x, h or u"),
+        ("branches=((3,'x','y'),)", "local branches with an odd size and the maps x, h or u"),
+        ("omega0=inf", "omega0 is inf, and must be of type float"),
     ],
 )
-def test_options(run_main, tmp_path, options, says):
+def test_options(run_main, tmp_path, option, says):
+    workdir = tmp_path / "run"
+    flags = [f"--config={TINY}", f"--workdir={workdir}", f"--config.model.options.{option}"]
+    check(run_main("train", *flags), workdir, says)
+
+
+def test_options_that_the_experiment_does_not_mention(tmp_path):
+    flags = ["num_classes=5", "factors=(12, 3)", "skips=((),())", "dropout=(0,0.5)"]
+    flags += ["global_layers=(2,2)", "operator=product", "branches=((3,'x','u'),)"]
+    config = configs.read("digits", [f"--config.model.options.{flag}" for flag in flags])
+    shape = make_task(config).model_config
+    assert (shape.num_classes, shape.factors, shape.dropout) == (5, (12, 3), (0, 0.5))
+    assert (shape.operator, shape.branches) == ("product", (LocalBranch(3, "x", "u"),))
+    assert configs.from_json(configs.to_json(config)) == config
+
+
+def test_options_of_an_experiment_file(run_main, tmp_path):
+    """What a file sets is checked like what a flag sets."""
     workdir, config = tmp_path / "run", tmp_path / "experiment.py"
     config.write_text(
         "import runpy\n"
         "def get_config():\n"
         f"    config = runpy.run_path({TINY!r})['get_config']()\n"
-        f"    config.model.options = dict(config.model.options, {options})\n"
+        "    config.model.options = dict(config.model.options, depth=5)\n"
         "    return config\n"
     )
+    says = "config.model.options: TerminatorConfig.__init__() got an unexpected keyword argument"
     check(run_main("train", f"--config={config}", f"--workdir={workdir}"), workdir, says)
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--config=nowhere.py"], "there is no configuration file nowhere.py"),
+        (["--config=nowhere.py"], "there is no configuration file or experiment 'nowhere.py'"),
         ([f"--config={TINY}", "--epochs=3"], "unknown flag '--epochs=3'"),
         ([f"--config={TINY}", "more"], "unexpected argument 'more'"),
         ([f"--config={TINY}", "--num_processes=two"], "argument --num_processes: invalid int"),
@@ -107,12 +141,6 @@ def test_process_0_is_not_there(run_main, tmp_path, monkeypatch):
     flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
     result = run_main("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *flags)
     check(result, tmp_path / "run", "no process 0 at --coordinator=127.0.0.1:1: ")
-
-
-def test_workdir_is_missing(run_main):
-    code, _, err = run_main("train", f"--config={TINY}")
-    assert code == 2
-    assert err == "error: the following arguments are required: --workdir: --help lists the flags\n"
 
 
 def test_workdir_is_a_file(run_main, tmp_path):

@@ -1,0 +1,153 @@
+"""The model of a run in one line of other people's code."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import terminator_jax
+from terminator_jax.data import sources
+from terminator_jax.loading import save_model
+from terminator_jax.training import config as configs
+from terminator_jax.training import loop
+from terminator_jax.training.evaluation import evaluate_checkpoint
+
+CONFIGS = {name: f"tests/training/{name}.py" for name in ("small", "tiny", "tiny_text")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run of each kind, trained when it is first asked for."""
+    runs = {}
+
+    def run(name):
+        if name not in runs:
+            runs[name] = tmp_path_factory.mktemp(name)
+            loop.train(configs.read(CONFIGS[name], ["--config.seed=3"]), runs[name])
+        return runs[name]
+
+    return run
+
+
+@pytest.fixture
+def digits():
+    return sources.open_split("digits", "test").load()
+
+
+@pytest.mark.parametrize("name", ["small", "tiny"])
+def test_it_gives_the_accuracy_of_the_evaluation(run, digits, name, capsys):
+    """The small model has running statistics, which belong to its variables."""
+    loaded = terminator_jax.load_model(run(name))
+    step, scores, *_ = evaluate_checkpoint(run(name))
+    hits = loaded.logits(digits.image).argmax(-1) == digits.label
+    assert (loaded.step, hits.mean()) == (step, pytest.approx(scores["accuracy"], abs=1e-6))
+    assert loaded.config["model"]["variant"] in ("small", "digits")
+    assert loaded.config["data"]["mean"] == (0.305,)
+    assert loaded.classes == tuple("0123456789")
+    assert isinstance(loaded.model, nnx.Module)
+
+
+def test_texts_have_a_model_and_no_logits_of_images(run, capsys):
+    loaded = terminator_jax.load_model(run("tiny_text"))
+    tokens = jnp.zeros((1, 4, 4), jnp.int32)
+    assert loaded.model(tokens).shape == (1, 4, 4, 256)
+    with pytest.raises(ValueError, match="a nonlinear_transformer has no logits of images"):
+        loaded.logits(np.zeros((1, 4, 4, 1), np.uint8))
+
+
+def test_it_needs_no_data_pipeline(run, digits, tmp_path, run_python):
+    """optax itself imports absl, so it comes first; from then on none of these can be imported."""
+    np.savez(tmp_path / "digits.npz", image=digits.image, label=digits.label)
+    expected = terminator_jax.load_model(run("tiny")).logits(digits.image)
+    out = run_python(
+        f"""
+        import sys
+        import flax.nnx, optax
+        blocked = {{"absl", "etils", "grain", "ml_collections", "orbax", "tensorflow_datasets"}}
+        for name in [*sys.modules, *blocked]:
+            if name.split(".")[0] in blocked:
+                sys.modules[name] = None
+        import numpy as np
+        import terminator_jax
+        loaded = terminator_jax.load_model({str(run("tiny"))!r})
+        images = np.load({str(tmp_path / "digits.npz")!r})["image"]
+        np.save({str(tmp_path / "logits.npy")!r}, loaded.logits(images))
+        """
+    )
+    assert out == ""
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 80, 100])
+def test_any_number_of_images(run, digits, count):
+    loaded = terminator_jax.load_model(run("small"))
+    logits = loaded.logits(digits.image[:count])
+    assert logits.shape == (count, 10)
+    np.testing.assert_allclose(logits, loaded.logits(digits.image)[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "says"),
+    [
+        (np.zeros((2, 8, 8, 1), np.float32), TypeError, "images of uint8 or uint16, got float32"),
+        (np.zeros((2, 8, 8), np.uint8), ValueError, "got (2, 8, 8)"),
+        (np.zeros((2, 9, 8, 1), np.uint8), ValueError, "= (8, 8, 1), got (2, 9, 8, 1)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), ValueError, "= (8, 8, 1), got (2, 8, 8, 3)"),
+    ],
+)
+def test_images_that_do_not_fit(run, images, error, says):
+    loaded = terminator_jax.load_model(run("small"))
+    with pytest.raises(error) as raised:
+        loaded.logits(images)
+    assert says in str(raised.value)
+
+
+def test_a_run_of_an_older_version_gets_its_file_by_an_evaluation(run, tmp_path, capsys):
+    workdir = run("small")
+    (workdir / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="terminator_jax[.]evaluate` for a run of an older"):
+        terminator_jax.load_model(workdir)
+    evaluate_checkpoint(workdir)
+    before, now = (
+        safetensors.numpy.load_file(folder / "model.safetensors") for folder in (tmp_path, workdir)
+    )
+    assert before.keys() == now.keys()
+    assert all((before[name] == now[name]).all() for name in now)
+    assert terminator_jax.load_model(tmp_path / "model.safetensors").step == 44
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "cannot be read"),
+        (b"\x80\x04pickle", "cannot be read"),
+        (safetensors.numpy.save({"a": np.ones(2)}), "holds no model of this package"),
+    ],
+)
+def test_files_that_hold_no_model(tmp_path, content, says):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        terminator_jax.load_model(tmp_path)
+
+
+def test_variables_of_another_shape(run, tmp_path):
+    config = (run("small") / "config.json").read_text()
+    state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    save_model(tmp_path / "model.safetensors", state, config=config, classes=(), step=1)
+    with pytest.raises(ValueError, match="does not fit its own configuration"):
+        terminator_jax.load_model(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    path = tmp_path / "model.safetensors"
+    save_model(path, state, config=json.dumps({}), classes=("a",), step=1)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_model(path, state, config=json.dumps({}), classes=("b",), step=2)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]

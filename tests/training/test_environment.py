@@ -1,0 +1,46 @@
+"""JAX's own environment variables mean for the commands what they mean for every program."""
+
+import pytest
+
+SMALL = "tests/training/small.py"
+
+
+def train(make_command, workdir, *fields, **env):
+    flags = [f"--config.{field}" for field in ("epochs=2", *fields)]
+    command = make_command(**env)
+    out, _ = command.run("train", f"--config={SMALL}", f"--workdir={workdir}", *flags)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+        ("JAX_DEBUG_NANS", "1"),
+        ("JAX_ENABLE_X64", "1"),
+        ("JAX_DISABLE_JIT", "1"),
+    ],
+)
+def test_a_run_with(make_command, tmp_path, name, value):
+    assert "done: 44 steps" in train(make_command, tmp_path, **{name: value})
+
+
+def test_the_cache_goes_where_jax_is_told(make_command, tmp_path):
+    caches = {name: tmp_path / name for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")}
+    env = {name: str(folder) for name, folder in caches.items()}
+    train(make_command, tmp_path / "run", "compilation_cache=True", **env)
+    assert list(caches["JAX_COMPILATION_CACHE_DIR"].iterdir())
+    assert not (caches["XDG_CACHE_HOME"] / "terminator_jax" / "xla").exists()
+
+
+def test_the_cache_is_off_where_jax_is_told(make_command, tmp_path):
+    env = {"JAX_ENABLE_COMPILATION_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    train(make_command, tmp_path / "run", "compilation_cache=True", **env)
+    assert not (tmp_path / "cache" / "terminator_jax" / "xla").exists()
+
+
+def test_a_platform_that_is_not_there(make_command, tmp_path):
+    command = make_command(JAX_PLATFORMS="cuda")
+    flags = [f"--config={SMALL}", f"--workdir={tmp_path / 'run'}"]
+    _, err = command.run("train", *flags, code=2)
+    assert err.count("\n") == 1 and "JAX_PLATFORMS" in err
