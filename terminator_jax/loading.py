@@ -187,8 +187,10 @@ def _build(config: Mapping[str, Any], variables: dict[str, np.ndarray], file: Pa
 
     def make() -> nnx.Module:
         param_dtype = at_least_float32(dtype)
-        make_model = MODELS[names["name"]].module
-        return make_model(model_config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        return MODELS[names["name"]].module(
+            model_config, dtype=dtype, param_dtype=param_dtype, axis_name=None, remat=False,
+            rngs=nnx.Rngs(0),
+        )  # fmt: skip
 
     model = nnx.eval_shape(make)
     state = nnx.state(model)

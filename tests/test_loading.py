@@ -53,7 +53,7 @@ def test_it_gives_the_accuracy_of_the_evaluation(run, digits, name, capsys):
 def test_texts_have_a_model_and_no_logits_of_images(run, capsys):
     loaded = terminator_jax.load_model(run("tiny_text"))
     tokens = jnp.zeros((1, 4, 4), jnp.int32)
-    assert loaded.model(tokens).shape == (1, 4, 4, 256)
+    assert loaded.model(tokens).shape == (1, 4, 4, 128)
     with pytest.raises(ValueError, match="a nonlinear_transformer has no logits of images"):
         loaded.logits(np.zeros((1, 4, 4, 1), np.uint8))
 

@@ -14,15 +14,16 @@ def train(make_command, workdir, *fields, **env):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
-        ("JAX_DEBUG_NANS", "1"),
-        ("JAX_ENABLE_X64", "1"),
-        ("JAX_DISABLE_JIT", "1"),
-    ],
+    [("JAX_NUMPY_DTYPE_PROMOTION", "strict"), ("JAX_DEBUG_NANS", "1"), ("JAX_ENABLE_X64", "1")],
 )
 def test_a_run_with(make_command, tmp_path, name, value):
     assert "done: 44 steps" in train(make_command, tmp_path, **{name: value})
+
+
+def test_a_run_without_jit(make_command, tmp_path):
+    """By `jit`: JAX compiles every operation of a `pmap` anew where it may not compile it whole."""
+    fields = ["parallel=jit", "batch_size=718", "eval_batch_size=360"]
+    assert "done: 4 steps" in train(make_command, tmp_path, *fields, JAX_DISABLE_JIT="1")
 
 
 def test_the_cache_goes_where_jax_is_told(make_command, tmp_path):

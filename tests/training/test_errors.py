@@ -69,7 +69,7 @@ def test_fields(run_main, tmp_path, field, says):
         ("operator=dott", "operator 'dott' is not one of ('dot', 'product', 'convolution')"),
         ("causal=True", "only sequences, of size (length,), are causal, not maps (8, 8)"),
         ("dropout=(1.5,)", "dropout is (1.5,), and must be numbers in [0, 1)"),
-        ("factors=(twelve,)", "factors is ('twelve',), and must be of type tuple[int, ...]"),
+        ("factors=(twelve,)", "factors is ('(twelve,)',), and must be of type tuple[int, ...]"),
         ("branches=((4,'x','h'),)", "local branches with an odd size and the maps x, h or u"),
         ("branches=((3,'x','y'),)", "local branches with an odd size and the maps x, h or u"),
         ("omega0=inf", "omega0 is inf, and must be of type float"),
