@@ -249,7 +249,7 @@ def _forward(tiles, q, kv, mask=None):
         out = _placed(out, own.astype(q.dtype), first, _size(tiles))
         return out, weights / total if keeps else largest + jnp.log(total)
 
-    out, kept = jax.lax.scan(tile, jnp.zeros_like(whole), jnp.arange(math.prod(tiles.grid)))
+    out, kept = jax.lax.scan(tile, _zeros(whole, q.dtype), jnp.arange(math.prod(tiles.grid)))
     return _within(tiles, out), (q, kv, mask, kept)
 
 
@@ -274,8 +274,7 @@ def _backward(tiles, residuals, gradient):
         return (_placed(whole_dq, dq.astype(q.dtype), first, _size(tiles)), sums), None
 
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    sums = [jnp.zeros_like(x, wide) for x in kv]
-    carried = jnp.zeros_like(whole[0]), sums
+    carried = _zeros(whole[0], q.dtype), [_zeros(x, wide) for x in kv]
     (dq, dkv), _ = jax.lax.scan(tile, carried, (jnp.arange(math.prod(tiles.grid)), kept))
     return _within(tiles, dq), tuple(d.astype(q.dtype) for d in dkv), None
 
@@ -310,6 +309,11 @@ def _scores(tiles, n, queries, keys, mask):
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """`einsum` with sums in float32 or wider."""
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _zeros(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Zeros of the shape and the sharding of `x`, which jax 0.12's `zeros_like` forgets."""
+    return jnp.where(False, x, 0).astype(dtype)
 
 
 def _size(tiles: Tiles) -> tuple[int, int]:
