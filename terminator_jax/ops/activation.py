@@ -8,7 +8,10 @@ import jax.numpy as jnp
 
 @jax.custom_jvp
 def erf(x: jax.Array) -> jax.Array:
-    """The error function, with a derivative of its own: jax 0.12 has none inside a `shard_map`.
+    """Computes the error function.
+
+    Its derivative is written out because jax 0.12 cannot differentiate `jax.lax.erf` inside a
+    `shard_map`.
 
     Example:
       >>> print(erf(jnp.array([-1.0, 0.0, 1.0])).round(2))
@@ -21,11 +24,11 @@ erf.defjvps(lambda dx, _, x: dx * jnp.exp(-x * x) * (2 / math.sqrt(math.pi)))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, `x Φ(x)`, by one error function, computed in float32 or wider.
+    """Computes the exact GELU, `x Φ(x)`, by one error function, in float32 or wider.
 
     `jax.nn.gelu(x, approximate=False)` takes the complementary one, which keeps the tiny values
-    far to the left exact in relative terms and costs several times as much. Its gradient inside a
-    `shard_map` is an error in jax 0.12.
+    far to the left exact in relative terms and costs several times as much. jax 0.12 cannot
+    differentiate it inside a `shard_map`.
 
     Example:
       >>> print(gelu(jnp.array([-1.0, 0.0, 1.0])).round(2))

@@ -312,7 +312,7 @@ def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _zeros(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Zeros of the shape and the sharding of `x`, which jax 0.12's `zeros_like` forgets."""
+    """Returns zeros of the shape and the sharding of `x`, which jax 0.12's `zeros_like` forgets."""
     return jnp.where(False, x, 0).astype(dtype)
 
 
