@@ -9,8 +9,8 @@ ARGS ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test mnist cifar10-look sequences lambda-networks shakespeare2d tabular benchmark benchmark-step benchmark-context \
-	benchmark-peers benchmark-torch tpu-compile clean
+.PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular \
+	benchmark benchmark-step benchmark-context benchmark-peers benchmark-torch tpu-compile clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):[^\#]*\#\# /  make \1\t/'
@@ -21,6 +21,22 @@ train: $(VENV)/.train ## train the Terminator on the bundled digits; call again 
 test: $(VENV)/.test ## check the style and run the tests
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+
+# Both ends of what setup.cfg admits, each in an environment of its own: .venv-oldest, .venv-newest.
+# The oldest versions have wheels for the oldest Python.
+test-oldest: PYTHON := python3.11
+test-oldest: RESOLUTION := lowest-direct
+test-oldest: ## run the tests with the oldest versions that setup.cfg admits
+test-newest: PYTHON = $(shell for n in 13 12 11; do python3.$$n -c "" 2>&- && echo python3.$$n && break; done)
+test-newest: RESOLUTION := highest
+test-newest: ## run the tests with the newest versions, on the newest Python there is
+test-oldest test-newest: test-%:
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-$*/bin/uv pip install --quiet --python .venv-$* --upgrade --resolution $(RESOLUTION) --editable '.[train,test]'
+	@.venv-$*/bin/python --version
+	@.venv-$*/bin/uv pip list --quiet --python .venv-$*
+	@.venv-$*/bin/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 # Slow proofs, whose results are in docs/results.md; TFDS_DATA_DIR names where the data sets are.
 mnist: $(VENV)/.train ## train on MNIST: minutes on a GPU, hours without
@@ -75,7 +91,7 @@ tpu-compile: $(TPU_VENV)/.tpu ## compile the training step for TPUs, without one
 	@$(TPU_VENV)/bin/python benchmarks/tpu_compile.py $(ARGS)
 
 clean: ## remove the virtual environments
-	rm -rf $(VENV) $(TPU_VENV)
+	rm -rf $(VENV) $(TPU_VENV) .venv-oldest .venv-newest
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -10,6 +10,7 @@ from flax import nnx
 from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops import channel_major
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.convolution import convolve_each, fft_conv
 from terminator_jax.ops.standardize import (
     EPSILON,
@@ -98,7 +99,7 @@ class LocalBranches(nnx.Module):
         )
         y = y @ weight + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         y = batch_standardize(y, causal=self.causal, axis_name=self.axis_name)
-        return jax.nn.gelu(y, approximate=False) + scalar
+        return gelu(y) + scalar
 
     @property
     def _padding(self) -> str:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from terminator_jax.layers.sfne import SFNEBlock
 from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.standardize import group_standardize, instance_standardize
 
 OPERATORS = {
@@ -35,7 +36,7 @@ def sfne_reference(
         maps[f"skip{n}"] = jnp.tile(skip, repeats)
     y = block.bottleneck(jnp.concatenate([maps[name] for name in block.order], axis=-1))
     y = group_standardize(y, groups=block.groups, causal=block.causal, axis_name=block.axis_name)
-    y = jax.nn.gelu(y, approximate=False) + block.bias[...].astype(y.dtype)
+    y = gelu(y) + block.bias[...].astype(y.dtype)
     return block.dropout(y, rngs=rngs)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.initializers import uniform, zeros
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.standardize import instance_standardize
 
 
@@ -61,7 +62,7 @@ class RGU(nnx.Module):
 
     def gate(self, k: jax.Array, q: jax.Array) -> jax.Array:
         """`GELU(IS(k ⊙ q)) + p`."""
-        gated = jax.nn.gelu(instance_standardize(k * q, causal=self.causal), approximate=False)
+        gated = gelu(instance_standardize(k * q, causal=self.causal))
         return gated + self.position[...].astype(gated.dtype)[None, ..., None]
 
     def projections(self) -> tuple[jax.Array, jax.Array]:

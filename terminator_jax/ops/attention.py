@@ -250,7 +250,7 @@ def _forward(tiles, q, kv, mask=None):
         out = _placed(out, own.astype(q.dtype), first, _size(tiles))
         return out, weights / total if keeps else largest + jnp.log(total)
 
-    out, kept = jax.lax.scan(tile, jnp.zeros_like(whole), jnp.arange(math.prod(tiles.grid)))
+    out, kept = jax.lax.scan(tile, _zeros(whole, q.dtype), jnp.arange(math.prod(tiles.grid)))
     return _within(tiles, out), (q, kv, mask, kept)
 
 
@@ -275,8 +275,7 @@ def _backward(tiles, residuals, gradient):
         return (_placed(whole_dq, dq.astype(q.dtype), first, _size(tiles)), sums), None
 
     wide = at_least_float32(q.dtype)
-    sums = [jnp.zeros_like(x, wide) for x in kv]
-    carried = jnp.zeros_like(whole[0]), sums
+    carried = _zeros(whole[0], q.dtype), [_zeros(x, wide) for x in kv]
     (dq, dkv), _ = jax.lax.scan(tile, carried, (jnp.arange(math.prod(tiles.grid)), kept))
     return _within(tiles, dq), tuple(d.astype(q.dtype) for d in dkv), None
 
@@ -311,6 +310,11 @@ def _scores(tiles, n, queries, keys, mask):
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """`einsum` with sums in float32 or wider."""
     return jnp.einsum(formula, a, b, preferred_element_type=at_least_float32(a.dtype))
+
+
+def _zeros(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns zeros of the shape and the sharding of `x`, which jax 0.12's `zeros_like` forgets."""
+    return jnp.where(False, x, 0).astype(dtype)
 
 
 def _size(tiles: Tiles) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.inverse_root import inverse_root
 
@@ -99,7 +100,7 @@ def output(net: Magnet, h: jax.Array) -> jax.Array:
 def context(net: Context, pooled: jax.Array) -> jax.Array:
     """`GELU(F R pooled)`: `(positions, channels)`, a batch mean, to `(positions, hidden)`."""
     reduced = pooled @ net.reduce_weight + net.reduce_bias[None]
-    return jax.nn.gelu(reduced @ net.mix_weight + net.mix_bias[None], approximate=False)
+    return gelu(reduced @ net.mix_weight + net.mix_bias[None])
 
 
 def context_magnet(

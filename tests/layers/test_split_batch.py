@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-CASES = ["BS", "G-IBS", "LocalBranches", "ChannelDropout", "SFNEBlock", "causal SFNEBlock"]
+CASES = ["BS", "G-IBS", "RGU", "LocalBranches", "ChannelDropout", "SFNEBlock", "causal SFNEBlock"]
 
 CODE = """
 import json
@@ -18,7 +18,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 from nets import filled, normal, relative
 from terminator_jax.layers import (
     BatchStandardization, ChannelDropout, GroupInstanceBatchStandardization, LocalBranch,
-    LocalBranches, SFNEBlock, SlowWidths,
+    LocalBranches, RGU, SFNEBlock, SlowWidths,
 )
 
 BRANCHES = [LocalBranch(1, "x", "h"), LocalBranch(3, "u", "x")]
@@ -37,6 +37,7 @@ def maps(x):
 CASES = {
     "BS": (lambda a: BatchStandardization(axis_name=a), lambda m, x: m(x)),
     "G-IBS": (lambda a: GroupInstanceBatchStandardization(2, axis_name=a), lambda m, x: m(x)),
+    "RGU": (lambda a: RGU((4, 4), 4, param_dtype=jnp.float64, rngs=init()), lambda m, x: m(x)),
     "LocalBranches": (
         lambda a: LocalBranches(BRANCHES, 4, axis_name=a, rngs=init(), **NET),
         lambda m, x: jnp.concatenate(m(maps(x)), -1),

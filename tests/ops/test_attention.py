@@ -242,11 +242,11 @@ def test_devices_share_batch_and_heads(run_python, kind):
 MAPPED = """
 import functools
 import jax, jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P
 from nets import normal, relative
 from terminator_jax.ops.attention import local_attention
 
-mesh = jax.make_mesh((2,), ("d",))
+mesh = jax.make_mesh((2,), ("d",), (AxisType.Explicit,))
 q, w = normal(4, 5, 6, 2, 4), normal(8, 8, seed=2)
 
 

@@ -36,11 +36,11 @@ for lead, spec in ((), ()), ((8,), ("b",)):
 MAPPED = """
 import functools
 import jax, jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P
 from nets import normal, relative
 from terminator_jax.ops.convolution import fft_conv
 
-mesh = jax.make_mesh((2,), ("d",))
+mesh = jax.make_mesh((2,), ("d",), (AxisType.Explicit,))
 x, k = normal(4, 9, 6, 3), normal(5, 6, 3, seed=2)
 
 

@@ -14,8 +14,6 @@ from terminator_jax.training.setup import make_run
 
 # Prints the losses of 20 steps and the last parameters' norm for each way to run them.
 STEPS = """
-import os
-os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # compiles in half the time
 import itertools, json
 import jax, optax
 from nets import filled
