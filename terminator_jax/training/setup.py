@@ -119,7 +119,8 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     train, test = (
         source.open(config, name) for name in (config.data.train_split, config.data.eval_split)
     )
-    source.check(task, train)
+    for examples in (train, test):
+        source.check(task, examples)
     if len(train) < config.batch_size:
         raise InputError(
             f"{train.name} has {len(train)} {source.noun}, and config.batch_size, "

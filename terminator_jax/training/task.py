@@ -201,14 +201,15 @@ class Task:
             raise InputError(f"config.model.options: {error}") from error
 
     def inputs(self, pictures: jax.Array) -> jax.Array:
-        """What the model sees of uint8 pictures `(batch, height, width, channels)`.
+        """What the model sees of uint8 or uint16 pictures `(batch, height, width, channels)`.
 
-        The data set's mean and standard deviation are made 0 and 1, and pictures may become
-        sequences of their pixels, `(batch, height * width, channels)`.
+        The largest value of their dtype counts as 1. The data set's mean and standard deviation are
+        made 0 and 1, and pictures may become sequences of their pixels,
+        `(batch, height * width, channels)`.
         """
         data, dtype = self.config.data, jnp.promote_types(self.dtype, jnp.float32)
         mean, std = (jnp.asarray(x, dtype)[None, None, None] for x in (data.mean, data.std))
-        x = (pictures.astype(dtype) / 255 - mean) / std
+        x = (pictures.astype(dtype) / np.iinfo(pictures.dtype).max - mean) / std
         if data.sequence:
             x = x.reshape(len(x), -1, x.shape[-1])
         return x[:, np.array(data.permutation)] if data.permutation else x
