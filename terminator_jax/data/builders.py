@@ -189,3 +189,6 @@ BUILDERS = {
     builder.name: builder
     for builder in (Mnist, FashionMnist, Kmnist, Cifar10, Cifar100, Stl10, TinyShakespeare)
 }
+for name, builder in BUILDERS.items():
+    # TFDS looks for them beside the module of the class.
+    builder.url_infos = tfds.builder_cls(name).url_infos

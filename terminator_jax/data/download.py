@@ -3,8 +3,8 @@
 import errno
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -15,7 +15,7 @@ from terminator_jax.data import preparation
 from terminator_jax.data.errors import InputError
 
 # Seconds until the server of a data set has to answer. TFDS itself gives up after 205 seconds.
-PATIENCE = 5.0
+PATIENCE = 4.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -44,10 +44,10 @@ def download(builder: tfds.core.DatasetBuilder) -> None:
             data_dir=data_dir, version=str(builder.version), file_format="array_record", **config
         )
 
-    print(f"{builder.name} is not in {root} yet: it is downloaded and prepared there")
     downloads = Path(root) / "downloads"
     try:
         _check_network(maker, downloads)
+        print(f"{builder.name} is not in {root} yet: it is downloaded and prepared there")
         preparation.prepared(make, Path(root), downloads)
     except Exception as error:  # TFDS passes on whatever its downloads and data sets raise
         raise InputError(_reason(maker, root, error)) from error
@@ -58,35 +58,31 @@ def _check_network(maker: type[tfds.core.DatasetBuilder], downloads: Path) -> No
     for url, info in (maker.url_infos or {}).items():
         name = resource.get_dl_fname(url, info.checksum)
         there = (downloads / maker.name / name, downloads / name)
-        if not any(resource.is_locally_cached(path) for path in there) and url.startswith("http"):
-            return _soon(lambda url=url: _ask(url), f"{url} does not answer")
+        if url.startswith("http") and not any(map(resource.is_locally_cached, there)):
+            return _check_server(url)
 
 
-def _ask(url: str) -> None:
-    try:
-        urllib.request.urlopen(url, timeout=PATIENCE).close()
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:  # TFDS would ask ten times more
-            raise
+def _check_server(url: str) -> None:
+    found: list[str] = []
 
-
-def _soon(call: Callable[[], None], otherwise: str) -> None:
-    """Calls a function that may take longer than it was told, as looking up a name does."""
-    raised: list[BaseException | None] = []
-
-    def run() -> None:
+    def ask() -> None:
         try:
-            call()
-            raised.append(None)
-        except Exception as error:
-            raised.append(error)
+            urllib.request.urlopen(url, timeout=PATIENCE).close()
+        except urllib.error.HTTPError as error:
+            if error.code >= 500:  # TFDS would ask ten times more
+                found.append(f"{error.code} {error.reason}")
+        except OSError as error:
+            found.append(_one_line(getattr(error, "reason", error)))
+        found.append("")
 
-    thread = threading.Thread(target=run, daemon=True)
+    # In a thread, because looking up a name takes as long as it likes.
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    error = raised[0] if raised else TimeoutError(otherwise)
-    if error is not None:
-        raise error
+    problem = found[0] if found else "timed out"
+    if problem:
+        server = urllib.parse.urlsplit(url).netloc
+        raise OSError(f"{server} does not answer ({problem}): is there a network?")
 
 
 def _reason(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception) -> str:
@@ -104,7 +100,7 @@ def _reason(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception)
             f"{maker.name} cannot be downloaded: {url} has another checksum than TFDS knows, so "
             "it was changed or damaged on the way: try again, or copy a prepared data set"
         )
-    text = " ".join(str(error).split())
+    text = _one_line(error)
     if getattr(error, "errno", None) in FULL or "No space left" in text:
         return (
             f"{maker.name} cannot be prepared: the disk of {root} is full: make room, or set "
@@ -116,3 +112,7 @@ def _reason(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception)
             "TFDS_DATA_DIR or --config.data.data_dir to a folder that can"
         )
     return f"{maker.name} cannot be downloaded: {text or type(error).__name__}"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

@@ -22,6 +22,26 @@ BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.p
 
 
 @dataclasses.dataclass(frozen=True)
+class _Source:
+    """TFDS's random access, which says in one line that a file is missing or damaged."""
+
+    examples: Any
+    folder: str
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        try:
+            return self.examples.__getitems__(list(indices))
+        except Exception as error:  # array_record and pillow raise many kinds
+            raise InputError(
+                f"{self.folder} cannot be read: {_one_line(error)}: remove this folder, so that it "
+                "is prepared again"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """One split of a prepared TFDS data set, on disk.
 
@@ -143,7 +163,7 @@ def _builder(dataset: str, data_dir: str, bundled: Iterable[str]) -> tfds.core.D
             f"there is no data set {dataset!r}: take a bundled one ({', '.join(bundled)}), a name "
             "of https://www.tensorflow.org/datasets/catalog/overview or the path of own pictures"
         ) from error
-    except (ValueError, AssertionError) as error:  # a version or a configuration it does not have
+    except Exception as error:  # a version that it does not have, or half of a data set
         raise InputError(f"data set {dataset!r}: {_one_line(error)}") from error
 
 
@@ -202,7 +222,7 @@ def random_access(builder: tfds.core.DatasetBuilder, split: str) -> Any:
         ) from error
     if count == 0:
         raise InputError(f"{builder.name} {split} is empty: choose a larger part")
-    return source
+    return _Source(source, builder.data_dir)
 
 
 def _one_line(error: BaseException) -> str:

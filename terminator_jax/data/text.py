@@ -151,4 +151,4 @@ def _from_tfds(dataset: str, split: str, data_dir: str, download: bool) -> bytes
             " 'text' is needed"
         )
     examples = sources.random_access(builder, split)
-    return b"\n\n".join(example["text"] for example in examples)
+    return b"\n\n".join(e["text"] for e in examples.__getitems__(range(len(examples))))
