@@ -126,7 +126,8 @@ def test_workdir_is_a_file(run_main, tmp_path):
 def test_data_set_is_not_prepared(run_main, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     flags = ["--config=experiments/mnist.py", f"--workdir={tmp_path / 'run'}"]
-    result = run_main("train", *flags, f"--config.data.data_dir={tmp_path / 'data'}")
+    flags += [f"--config.data.data_dir={tmp_path / 'data'}", "--config.data.download=False"]
+    result = run_main("train", *flags)
     check(result, tmp_path / "run", f"mnist is not prepared in {tmp_path / 'data'}")
     assert "--config.data.download=True" in result[2] and "copy a prepared" in result[2]
 
