@@ -25,6 +25,7 @@ import PIL.Image
 import PIL.ImageOps
 import tensorflow_datasets as tfds
 
+from terminator_jax.data import deep_png
 from terminator_jax.data.errors import InputError
 from terminator_jax.data.pictures import Batch, Pictures, load, resized
 
@@ -140,7 +141,9 @@ def read_picture(path: Path) -> np.ndarray:
     """
     try:
         with path.open("rb") as file, _opened(file) as picture:
-            mode, header = _mode(file, picture), _header(file, picture)
+            mode, header = _mode(picture), _header(file, picture)
+            if header.dtype == np.uint16 and header.channels > 1:
+                return deep_png.read(path.read_bytes())
             upright = PIL.ImageOps.exif_transpose(picture) if _is_jpeg(picture) else picture
             pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
     except Exception as error:  # pillow raises many kinds for a file that is not whole
@@ -156,7 +159,7 @@ def _is_jpeg(picture: PIL.Image.Image) -> bool:
     return picture.format in ("JPEG", "MPO")  # MPO: several in one, as some cameras write
 
 
-def _mode(file: BinaryIO, picture: PIL.Image.Image) -> str:
+def _mode(picture: PIL.Image.Image) -> str:
     """What the picture is to be read as; raises ValueError if that would change its values."""
     if picture.mode == "P":
         mode = "RGBA" if "transparency" in picture.info else "RGB"
@@ -166,29 +169,27 @@ def _mode(file: BinaryIO, picture: PIL.Image.Image) -> str:
         raise ValueError(f"it is stored as {picture.mode}: convert it to RGB or grey")
     if getattr(picture, "n_frames", 1) > 1 and not _is_jpeg(picture):
         raise ValueError("it is animated: keep one of its pictures")
-    if _bits(file, picture) == 16 and mode not in ("I", "I;16"):
-        raise ValueError("it has 16 bits in several channels: put such pictures into an .npz")
     return mode
 
 
-def _bits(file: BinaryIO, picture: PIL.Image.Image) -> int:
-    """Bits a channel: those of a PNG are in byte 24, and pillow makes 8 of 16 in colours."""
-    if picture.format != "PNG":
-        return 8
-    place = file.tell()
-    file.seek(24)
-    bits = file.read(1)[0]
-    file.seek(place)
-    return bits
-
-
 def _header(file: BinaryIO, picture: PIL.Image.Image) -> Header:
-    mode = _mode(file, picture)
     width, height = picture.size
     if _is_jpeg(picture) and picture.getexif().get(ORIENTATION) in TURNED:
         width, height = height, width
-    dtype = np.dtype(np.uint16 if mode in ("I", "I;16") else np.uint8)
-    return Header(height, width, CHANNELS[mode], dtype)
+    channels, bits = CHANNELS[_mode(picture)], 8
+    if picture.format == "PNG":
+        bits, colours = _stored(file)
+        channels = deep_png.CHANNELS[colours] if bits == 16 else channels
+    return Header(height, width, channels, np.dtype(np.uint16 if bits == 16 else np.uint8))
+
+
+def _stored(file: BinaryIO) -> tuple[int, int]:
+    """Bits a channel and kind of colours of a PNG file, which pillow may show as others."""
+    place = file.tell()
+    file.seek(24)
+    bits, colours = file.read(2)
+    file.seek(place)
+    return bits, colours
 
 
 def _read_header(path: Path) -> Header:
