@@ -82,7 +82,7 @@ def _check_server(url: str) -> None:
     problem = found[0] if found else "timed out"
     if problem:
         server = urllib.parse.urlsplit(url).netloc
-        raise OSError(f"{server} does not answer ({problem}): is there a network?")
+        raise OSError(f"{server} does not answer ({problem}), is there a network?")
 
 
 def _reason(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception) -> str:
@@ -111,7 +111,10 @@ def _reason(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception)
             f"{maker.name} cannot be prepared: {root} cannot be written ({text}): set "
             "TFDS_DATA_DIR or --config.data.data_dir to a folder that can"
         )
-    return f"{maker.name} cannot be downloaded: {text or type(error).__name__}"
+    return (
+        f"{maker.name} cannot be downloaded: {text or type(error).__name__}: try again, or copy a "
+        f"prepared data set into {root}"
+    )
 
 
 def _one_line(error: object) -> str:
