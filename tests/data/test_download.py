@@ -237,6 +237,7 @@ def test_killed_three_times_it_ends_the_same(child, server, folder, tmp_path):
             os.kill(process, signal.SIGKILL)
             assert os.waitpid(process, 0)[1] == signal.SIGKILL
             assert ready(), "killed in time"
+            assert len([*folder.glob("cifar10/incomplete.*")]) == 1, "of those before, none is left"
             assert not (folder / "cifar10" / "3.0.2").exists()
         assert os.waitpid(start(), 0)[1] == 0
         """,
@@ -301,7 +302,7 @@ def test_the_archive_is_gone(server, served, tmp_path):
 
 def test_archives_that_are_there_need_no_network(served, monkeypatch, tmp_path):
     def fail(image):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     with monkeypatch.context() as patch:
         patch.setattr(builders, "png", fail)
