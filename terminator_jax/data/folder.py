@@ -30,6 +30,8 @@ from terminator_jax.data.errors import InputError
 from terminator_jax.data.pictures import Batch, Pictures, load, resized
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+# Other pictures, which are refused: nothing that was meant is left out unseen.
+OTHERS = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 LAYOUT = "CLASS/PICTURE or SPLIT/CLASS/PICTURE, with pictures that end with .png, .jpg or .jpeg"
 # Names that are of splits, so that a folder of pictures without classes is not taken for two.
 SPLITS = {"train", "test", "val", "valid", "validation", "eval"}
@@ -146,9 +148,9 @@ def read_picture(path: Path) -> np.ndarray:
                 return deep_png.read(path.read_bytes())
             upright = PIL.ImageOps.exif_transpose(picture) if _is_jpeg(picture) else picture
             pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
+            return pixels.astype(header.dtype, copy=False).reshape(header[:3])
     except Exception as error:  # pillow raises many kinds for a file that is not whole
         raise InputError(_unreadable(path, error)) from error
-    return pixels.astype(header.dtype, copy=False).reshape(header[:3])
 
 
 def _opened(file: BinaryIO) -> PIL.Image.Image:
@@ -223,6 +225,7 @@ def _open_folder(
             f"{root} has {f'pictures at {odd}' if odd else 'no pictures'}: it must be {LAYOUT}"
         )
     classes = tuple(sorted({name.parts[-2] for name in names}))
+    numbers = {name: number for number, name in enumerate(classes)}
     if depths == {3}:
         owner = np.array([name.parts[0] for name in names])
         parts = {part: np.flatnonzero(owner == part) for part in sorted(set(owner.tolist()))}
@@ -232,7 +235,7 @@ def _open_folder(
         parts = _held_out([name.as_posix() for name in names], eval_fraction, split_seed)
     chosen = _chosen(split, parts, root)
     files = tuple(root / names[i] for i in chosen)
-    label = np.array([classes.index(names[i].parts[-2]) for i in chosen], np.int32)
+    label = np.array([numbers[names[i].parts[-2]] for i in chosen], np.int32)
     shape, dtype = _shape(files, resize)
     return Folder(files, label, f"{root} {split}", classes, shape, dtype, resize)
 
@@ -241,19 +244,18 @@ def _names(root: Path) -> list[Path]:
     """The pictures below a folder in the order of their names, relative to it.
 
     Raises:
-        InputError: if there is a picture of a kind that is not read.
+        InputError: if there is a picture of a kind that is not read, or a folder cannot be.
     """
-    others = set(PIL.Image.registered_extensions()) - set(SUFFIXES)
     found = []
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         below = Path(folder).relative_to(root)
         shown = [name for name in folders if not name.startswith(".")]
         folders[:] = shown if len(below.parts) < 3 else []
         for file in files:
             suffix = Path(file).suffix.lower()
-            if file.startswith(".") or suffix not in {*SUFFIXES, *others}:
+            if file.startswith(".") or suffix not in SUFFIXES + OTHERS:
                 continue
-            if suffix in others:
+            if suffix in OTHERS:
                 raise InputError(
                     f"{root / below / file} is a picture that is not read: convert it to .png"
                 )
@@ -261,12 +263,16 @@ def _names(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.as_posix())
 
 
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
 def _held_out(names: Sequence[str], fraction: float, seed: int) -> Parts:
     """The positions of the parts `train` and `test`; `test` has the smallest hashes of names.
 
     So a picture keeps its place when some others come or go.
     """
-    hashes = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
+    hashes = [hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest() for name in names]
     order = sorted(range(len(names)), key=hashes.__getitem__)
     count = round(len(names) * fraction)
     return {

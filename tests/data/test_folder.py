@@ -1,6 +1,8 @@
 """Own pictures: what is read, what becomes of the values, what is refused."""
 
+import errno
 import io
+import os
 import shutil
 import struct
 import zlib
@@ -234,6 +236,20 @@ def test_folders_that_are_refused(animals, name):
         sources.open_split(str(root), "test")
     assert says in str(error.value) and str(root) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_listed(animals, monkeypatch):
+    root, _ = animals
+    before = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return before(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"dog cannot be read: Permission denied"):
+        sources.open_split(str(root), "train")
 
 
 def test_splits_without_classes_are_no_classes(tmp_path):
