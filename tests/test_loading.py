@@ -108,7 +108,7 @@ def test_images_that_do_not_fit(run, images, error, says):
 def test_a_run_of_an_older_version_gets_its_file_by_an_evaluation(run, tmp_path, capsys):
     workdir = run("small")
     (workdir / "model.safetensors").rename(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="terminator_jax[.]evaluate` for a run of an older"):
+    with pytest.raises(ValueError, match=r"terminator_jax\.evaluate` for a run of an older"):
         terminator_jax.load_model(workdir)
     evaluate_checkpoint(workdir)
     before, now = (

@@ -1,8 +1,8 @@
-"""Data: TFDS sources, grain pipelines, augmentation, the bundled digits and sonnets.
+"""Data: TFDS sources, own pictures, grain pipelines, augmentation, the bundled digits and sonnets.
 
 Import the module that you need, so that nothing waits for what it does not use: `sources`,
-`digits` and `text` import TFDS, `pipeline`, `augment` and `text` import grain, `errors`, `cache`
-and `ngrams` neither.
+`folder`, `digits` and `text` import TFDS, `pipeline`, `augment` and `text` import grain, `errors`,
+`cache`, `pictures` and `ngrams` neither.
 
     from terminator_jax.data import pipeline, sources
 

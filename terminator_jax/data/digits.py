@@ -4,18 +4,14 @@ builder = prepared()
 builder.info.splits["test"].num_examples  # 360
 """
 
-import contextlib
-import io
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import tensorflow_datasets as tfds
 
+from terminator_jax.data import preparation
 from terminator_jax.data.cache import user_cache
 from terminator_jax.data.errors import InputError
 
@@ -55,26 +51,17 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         for index, (image, label) in enumerate(zip(images, digits.target, strict=True)):
             if (index % TEST_EVERY == 0) == test:
-                yield index, {"image": _png(image), "label": int(label)}
-
-
-def _png(image: np.ndarray) -> io.BytesIO:
-    """The picture as a PNG file: given an array, TFDS would ask TensorFlow to encode it."""
-    file = io.BytesIO()
-    PIL.Image.fromarray(image).save(file, format="png")
-    file.seek(0)
-    return file
+                yield index, {"image": preparation.png(image[..., None]), "label": int(label)}
 
 
 def _builder(data_dir: Path) -> Digits:
     return Digits(data_dir=data_dir, file_format="array_record")
 
 
-def prepared(data_dir: Path | None = None) -> Digits:
+def prepared(data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
     """The builder of the digits, prepared on first use.
 
-    Any number of processes may call this at once: each that finds nothing prepares a copy of its
-    own, and the first to finish moves it into place whole.
+    Any number of processes may call this at once.
 
     Args:
         data_dir: where to keep the data set, by default `tfds` in the user's cache directory.
@@ -83,41 +70,10 @@ def prepared(data_dir: Path | None = None) -> Digits:
         InputError: if the directory cannot be written.
     """
     data_dir = data_dir or user_cache() / "tfds"
-    builder = _builder(data_dir)
-    if not builder.is_prepared():
-        try:
-            _prepare(data_dir)
-        except OSError as error:
-            raise InputError(
-                f"cannot keep the digits under {data_dir} ({error.strerror}): set XDG_CACHE_HOME "
-                "to a directory that can be written"
-            ) from error
-        builder = _builder(data_dir)
-    return builder
-
-
-def _prepare(data_dir: Path) -> None:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as own:
-        builder = _builder(Path(own))
-        with _quiet():
-            builder.download_and_prepare()
-        made = Path(builder.data_dir)
-        target = data_dir / made.relative_to(own)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(made, target)
-        except OSError:
-            if not _builder(data_dir).is_prepared():  # else another process was faster
-                raise
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without TFDS's bars and its tale of a download."""
-    tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(None):
-            yield
-    finally:
-        tfds.enable_progress_bar()
+        return preparation.prepared(_builder, data_dir)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep the digits under {data_dir} ({error.strerror}): set XDG_CACHE_HOME "
+            "to a directory that can be written"
+        ) from error

@@ -5,62 +5,40 @@ split.read(np.arange(3))["image"].shape  # (3, 28, 28, 1), read from disk
 pictures = split.load()  # the same pictures in memory, with the same `read`
 """
 
-import contextlib
 import dataclasses
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import tensorflow_datasets as tfds
 
-from terminator_jax.data import digits
+from terminator_jax.data import digits, folder
+from terminator_jax.data.download import download as download_builder
 from terminator_jax.data.errors import InputError
-
-Batch = dict[str, np.ndarray]
+from terminator_jax.data.pictures import Batch, Pictures, load, resized
 
 BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.prepared}
 
-CHUNK = 4096
-
-# Where many of TFDS's downloads are; asked only whether it answers.
-REACHABLE = "https://storage.googleapis.com"
-
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Pictures that are all in memory.
+class _Source:
+    """TFDS's random access, which says in one line that a file is missing or damaged."""
 
-    Attributes:
-        image: uint8, `(count, height, width, channels)`.
-        label: int32, `(count,)`.
-        name: what they are, for messages.
-        num_classes: labels are in `[0, num_classes)`.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    name: str
-    num_classes: int
+    examples: Any
+    folder: str
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self.examples)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Height, width and channels of a picture."""
-        return self.image.shape[1:]
-
-    def read(self, indices: np.ndarray) -> Batch:
-        """The pictures at `indices`, `(n,)`, as `image` `(n, *shape)` and `label` `(n,)`."""
-        return {"image": self.image[indices], "label": self.label[indices]}
-
-    def load(self) -> "Pictures":
-        """Itself, being in memory already."""
-        return self
+    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        try:
+            return self.examples.__getitems__(list(indices))
+        except Exception as error:  # array_record and pillow raise many kinds
+            raise InputError(
+                f"{self.folder} cannot be read: {_one_line(error)}: remove this folder, so that it "
+                "is prepared again"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +50,8 @@ class Split:
         name: data set and split, for messages.
         shape: height, width and channels of a picture, after resizing.
         num_classes: labels are in `[0, num_classes)`.
+        classes: the names of the classes.
+        dtype: uint8 or uint16.
         resize: side that pictures are scaled to when they are read, 0 for none.
     """
 
@@ -79,6 +59,8 @@ class Split:
     name: str
     shape: tuple[int, ...]
     num_classes: int
+    classes: tuple[str, ...] = ()
+    dtype: np.typing.DTypeLike = np.uint8
     resize: int = 0
 
     def __len__(self) -> int:
@@ -92,7 +74,7 @@ class Split:
         """
         examples = self.source.__getitems__([int(i) for i in indices])
         batch = {
-            "image": np.stack([_resized(example["image"], self.resize) for example in examples]),
+            "image": np.stack([resized(example["image"], self.resize) for example in examples]),
             "label": np.array([example["label"] for example in examples], np.int32),
         }
         low, high = batch["label"].min(), batch["label"].max()
@@ -105,27 +87,31 @@ class Split:
 
     def load(self) -> Pictures:
         """Reads every picture into memory."""
-        image = np.empty((len(self), *self.shape), np.uint8)
-        label = np.empty(len(self), np.int32)
-        for start in range(0, len(self), CHUNK):
-            rows = slice(start, min(start + CHUNK, len(self)))
-            batch = self.read(np.arange(rows.start, rows.stop))
-            image[rows], label[rows] = batch["image"], batch["label"]
-        return Pictures(image, label, self.name, self.num_classes)
+        return load(self)
 
 
 def open_split(
-    dataset: str, split: str, *, data_dir: str = "", download: bool = False, resize: int = 0
-) -> Split:
-    """Opens one split of an image data set; reads no picture yet.
+    dataset: str,
+    split: str,
+    *,
+    data_dir: str = "",
+    download: bool = False,
+    resize: int = 0,
+    eval_fraction: float = 0.1,
+    split_seed: int = 0,
+) -> Split | folder.Folder | Pictures:
+    """Opens one split of an image data set; reads no picture yet, but those of an `.npz`.
 
     Args:
-        dataset: a name that TFDS knows, with or without version, or `"digits"`, which is bundled.
+        dataset: a name that TFDS knows, with or without version, or `"digits"`, which is bundled,
+            or the path of a folder of pictures or of an `.npz`: see `folder`.
         split: `"train"`, `"test[:1000]"` and the like.
         data_dir: where TFDS keeps its data sets; by default `$TFDS_DATA_DIR` or
             `~/tensorflow_datasets`. The bundled ones have a place of their own.
         download: lets TFDS download and prepare what is not prepared.
         resize: scales every picture to that many pixels per side; 0 leaves them.
+        eval_fraction: the part of own pictures without split that is their split `test`.
+        split_seed: decides which pictures these are.
 
     Raises:
         InputError: if the data set is unknown, not prepared or not of labelled pictures of one
@@ -136,6 +122,10 @@ def open_split(
         >>> len(split), split.shape, split.num_classes
         (360, (8, 8, 1), 10)
     """
+    if dataset not in BUNDLED and folder.is_own(dataset):
+        return folder.open_own(
+            dataset, split, resize=resize, eval_fraction=eval_fraction, split_seed=split_seed
+        )
     return _open(prepared(dataset, data_dir=data_dir, download=download), split, resize)
 
 
@@ -158,7 +148,8 @@ def prepared(
     if not builder.is_prepared():
         if not download:
             raise InputError(_not_prepared(builder))
-        _download(builder)
+        download_builder(builder)
+        builder = _builder(dataset, data_dir, bundled)
     return builder
 
 
@@ -169,10 +160,10 @@ def _builder(dataset: str, data_dir: str, bundled: Iterable[str]) -> tfds.core.D
         return tfds.builder(dataset, data_dir=data_dir or None, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError as error:
         raise InputError(
-            f"there is no data set {dataset!r}: take a bundled one ({', '.join(bundled)}) or a "
-            "name of https://www.tensorflow.org/datasets/catalog/overview"
+            f"there is no data set {dataset!r}: take a bundled one ({', '.join(bundled)}), a name "
+            "of https://www.tensorflow.org/datasets/catalog/overview or the path of own pictures"
         ) from error
-    except (ValueError, AssertionError) as error:  # a version or a configuration it does not have
+    except Exception as error:  # a version that it does not have, or half of a data set
         raise InputError(f"data set {dataset!r}: {_one_line(error)}") from error
 
 
@@ -199,13 +190,18 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int) -> Split:
             f"{builder.name} is no set of labelled pictures: it has {', '.join(features)}, and an "
             "'image' and a class 'label' are needed"
         )
+    dtype = np.dtype(image.np_dtype)
+    if dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"the pictures of {builder.name} are {dtype}, and must have 8 or 16 bits a channel"
+        )
     source = random_access(builder, split)
     shape = (resize, resize, image.shape[-1]) if resize else tuple(image.shape)
     if None in shape:
         raise InputError(
             f"the pictures of {builder.name} have different sizes: set --config.data.resize"
         )
-    return Split(source, name, shape, label.num_classes, resize)
+    return Split(source, name, shape, label.num_classes, tuple(label.names), dtype, resize)
 
 
 def random_access(builder: tfds.core.DatasetBuilder, split: str) -> Any:
@@ -226,37 +222,8 @@ def random_access(builder: tfds.core.DatasetBuilder, split: str) -> Any:
         ) from error
     if count == 0:
         raise InputError(f"{builder.name} {split} is empty: choose a larger part")
-    return source
-
-
-def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    """The picture scaled to `side` pixels per side, each pixel a mean over what it covers."""
-    if not side or image.shape[:2] == (side, side):
-        return image
-    flat = image[..., 0] if image.shape[-1] == 1 else image
-    scaled = PIL.Image.fromarray(flat).resize((side, side), PIL.Image.Resampling.BILINEAR)
-    return np.asarray(scaled).reshape(side, side, image.shape[-1])
+    return _Source(source, builder.data_dir)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _download(builder: tfds.core.DatasetBuilder) -> None:
-    """Lets TFDS download and prepare the data set; raises InputError if that cannot be."""
-    try:
-        _check_network()
-        builder.download_and_prepare()
-    except ImportError as error:
-        raise InputError(
-            f"TFDS needs TensorFlow to prepare {builder.name}, though not to read it: install "
-            "tensorflow for this once (what was downloaded is kept), or copy a prepared data set"
-        ) from error
-    except Exception as error:  # TFDS passes on whatever its downloads and data sets raise
-        raise InputError(f"{builder.name} cannot be downloaded: {_one_line(error)}") from error
-
-
-def _check_network() -> None:
-    """Raises OSError at once if there is no network, which TFDS says after 205 seconds."""
-    with contextlib.suppress(urllib.error.HTTPError):  # an answer, whatever it says
-        urllib.request.urlopen(REACHABLE, timeout=5).close()

@@ -51,6 +51,11 @@ class Text:
         """Bytes in a grid."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of classes, of which a text has none."""
+        return ()
+
     def read(self, indices: np.ndarray) -> Batch:
         """The grids at `indices`, `(n,)`, as `tokens` `(n, *grid)`, beside their `index` `(n,)`."""
         indices = np.asarray(indices)
@@ -151,4 +156,4 @@ def _from_tfds(dataset: str, split: str, data_dir: str, download: bool) -> bytes
             " 'text' is needed"
         )
     examples = sources.random_access(builder, split)
-    return b"\n\n".join(example["text"] for example in examples)
+    return b"\n\n".join(e["text"] for e in examples.__getitems__(range(len(examples))))

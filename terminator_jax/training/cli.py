@@ -1,6 +1,7 @@
 """What the commands share: flags, one-line errors and exit codes."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -58,8 +59,9 @@ def run(command: Callable[[Sequence[str]], int]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # sys.exit would wait until TFDS's threads have downloaded everything
     sys.exit(code)
 
 

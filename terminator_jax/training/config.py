@@ -73,9 +73,11 @@ def default_config() -> ConfigDict:
                 train_split="train",
                 eval_split="test",
                 data_dir="",  # "" is $TFDS_DATA_DIR or TFDS's own default
-                download=False,
+                download=True,  # of what is not there
                 in_memory=True,  # decodes every picture once, at the start
                 resize=0,  # pixels per side; 0 leaves the pictures as they are
+                eval_fraction=0.1,  # of own pictures without splits, what becomes `test`
+                split_seed=0,  # which pictures these are
                 mean=(0.5,),  # per channel, of pixels in [0, 1]
                 std=(0.25,),
                 padding=0,  # of the random crop, i.e. the largest shift; 0 for no crop
@@ -147,6 +149,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "log_every_steps": _positive,
     "checkpoint_every_steps": _not_negative,
     "data.resize": _not_negative,
+    "data.eval_fraction": (lambda value: 0 < value < 1, "in (0, 1)"),
+    "data.split_seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "data.std": (lambda value: all(x > 0 for x in value), "greater than 0"),
     "data.padding": _not_negative,
     "data.padding_mode": (lambda value: value in ("symmetric", "zeros"), "symmetric or zeros"),

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from terminator_jax.data import augment, ngrams, sources, text
 from terminator_jax.data.augment import Process
 from terminator_jax.data.errors import InputError
+from terminator_jax.data.pictures import Pictures, Stored
 from terminator_jax.data.pipeline import Examples
 from terminator_jax.training.checkpoint import accuracy
 from terminator_jax.training.masked_tokens import hidden_in_evaluation
@@ -44,15 +45,21 @@ class Source(NamedTuple):
     baselines: Callable[[ConfigDict, Any, Any], dict[str, float]]
 
 
-def open_pictures(config: ConfigDict, split: str) -> sources.Split:
+def open_pictures(config: ConfigDict, split: str) -> Stored | Pictures:
     """A split of pictures with labels."""
     data = config.data
     return sources.open_split(
-        data.name, split, data_dir=data.data_dir, download=data.download, resize=data.resize
+        data.name,
+        split,
+        data_dir=data.data_dir,
+        download=data.download,
+        resize=data.resize,
+        eval_fraction=data.eval_fraction,
+        split_seed=data.split_seed,
     )
 
 
-def _check_pictures(task: Task, pictures: sources.Split) -> None:
+def _check_pictures(task: Task, pictures: Stored | Pictures) -> None:
     check_data(task, pictures.shape, pictures.num_classes, pictures.name)
 
 

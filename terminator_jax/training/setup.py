@@ -78,7 +78,7 @@ class Run(NamedTuple):
         variables = nnx.merge_state(self.structure.unpack(np.asarray(state.params)), state.other)
         loading.save_model(
             workdir / loading.FILE_NAME, variables,
-            config=configs.to_json(self.config), classes=getattr(self.train, "classes", ()),
+            config=configs.to_json(self.config), classes=self.train.classes,
             step=step,
         )  # fmt: skip
 
@@ -126,7 +126,8 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     train, test = (
         source.open(config, name) for name in (config.data.train_split, config.data.eval_split)
     )
-    source.check(task, train)
+    for examples in (train, test):
+        source.check(task, examples)
     if len(train) < config.batch_size:
         raise InputError(
             f"{train.name} has {len(train)} {source.noun}, and config.batch_size, "

@@ -146,10 +146,11 @@ class Task:
             raise InputError(f"config.model.options: {error}") from error
 
     def inputs(self, pictures: jax.Array) -> jax.Array:
-        """What the model sees of uint8 pictures `(batch, height, width, channels)`.
+        """What the model sees of uint8 or uint16 pictures `(batch, height, width, channels)`.
 
-        The data set's mean and standard deviation are made 0 and 1, and pictures may become
-        sequences of their pixels, `(batch, height * width, channels)`.
+        The largest value of their dtype counts as 1. The data set's mean and standard deviation are
+        made 0 and 1, and pictures may become sequences of their pixels,
+        `(batch, height * width, channels)`.
         """
         data = self.config.data
         return preprocess(

@@ -44,6 +44,17 @@ def test_flips_mirror_about_half():
     assert 150 < same.sum() < 250
 
 
+@pytest.mark.parametrize("augmentation", [RandomCrop(1), RandomCrop(1, "zeros"), RandomFlip()])
+def test_pictures_of_16_bits_and_any_number_of_channels(augmentation):
+    batch = {"image": np.random.default_rng(0).integers(0, 2**16, (8, 4, 5, 6), np.uint16)}
+    out = augmentation.random_map(batch, np.random.default_rng(1))["image"]
+    assert out.dtype == np.uint16 and out.shape == batch["image"].shape
+    for channel in range(6):
+        alone = {"image": batch["image"][..., channel : channel + 1]}
+        same = augmentation.random_map(alone, np.random.default_rng(1))["image"]
+        assert np.array_equal(out[..., channel : channel + 1], same)
+
+
 @pytest.mark.parametrize("make", [lambda p: RandomCrop(2, process=p), lambda p: RandomFlip(p)])
 def test_processes_share_what_one_would_draw(make):
     batch = pictures()

@@ -154,9 +154,18 @@ def test_workdir_is_a_file(run_main, tmp_path):
 def test_data_set_is_not_prepared(run_main, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     flags = ["--config=experiments/mnist.py", f"--workdir={tmp_path / 'run'}"]
-    result = run_main("train", *flags, f"--config.data.data_dir={tmp_path / 'data'}")
+    flags += [f"--config.data.data_dir={tmp_path / 'data'}", "--config.data.download=False"]
+    result = run_main("train", *flags)
     check(result, tmp_path / "run", f"mnist is not prepared in {tmp_path / 'data'}")
     assert "--config.data.download=True" in result[2] and "copy a prepared" in result[2]
+
+
+def test_no_network(run_main, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    flags = ["--config=experiments/mnist.py", f"--workdir={tmp_path / 'run'}"]
+    result = run_main("train", *flags, f"--config.data.data_dir={tmp_path / 'data'}")
+    check(result, tmp_path / "run", "mnist cannot be downloaded: storage.googleapis.com does not")
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("field", ["batch_size", "eval_batch_size"])

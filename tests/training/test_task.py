@@ -38,6 +38,14 @@ def test_normalization():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_16_bits_are_scaled_as_8_are():
+    flags = ["--config.data.mean=(0.1,0.2,0.3)", "--config.data.std=(0.5,0.25,0.125)"]
+    task = make_task(configs.override(configs.default_config(), flags))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    found = task.inputs(jnp.asarray(pictures.astype(np.uint16) * 257))
+    np.testing.assert_allclose(found, task.inputs(jnp.asarray(pictures)), rtol=1e-5, atol=1e-5)
+
+
 def test_sequences_are_rows_of_pixels_in_the_order_asked_for():
     order = (3, 0, 5, 1, 4, 2)
     config = configs.default_config()
