@@ -36,12 +36,14 @@ class LoadedModel:
 
     Attributes:
       model: the NNX module, after `eval()`.
+      model_config: the shape of the model, such as a `TerminatorConfig`.
       config: the configuration of the run, as plain dicts, tuples and values.
       classes: the names of the classes, in the order of the logits; empty for texts.
       step: the training step that it was saved at.
     """
 
     model: nnx.Module
+    model_config: Any
     config: Mapping[str, Any]
     classes: tuple[str, ...]
     step: int
@@ -75,11 +77,11 @@ class LoadedModel:
             for batch in rows.reshape(-1, size)
         ]
         if not batches:
-            return np.zeros((0, self.model.config.num_classes), np.float32)
+            return np.zeros((0, self.model_config.num_classes), np.float32)
         return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
 
     def _checked(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        shape = self.model.config
+        shape = self.model_config
         if not hasattr(shape, "num_classes"):
             raise ValueError(
                 f"a {self.config['model']['name']} has no logits of images: call loaded.model"
@@ -179,15 +181,15 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return arrays, metadata
 
 
-def _build(config: Mapping[str, Any], variables: dict[str, np.ndarray], file: Path) -> nnx.Module:
+def _build(
+    model_config: Any, config: Mapping[str, Any], variables: dict[str, np.ndarray], file: Path
+) -> nnx.Module:
     """The model that the configuration describes, with the variables' values."""
-    names = config["model"]
-    model_config = make_config(names["name"], names["variant"], names["options"])
     dtype = jnp.dtype(config["dtype"])
 
     def make() -> nnx.Module:
         param_dtype = at_least_float32(dtype)
-        return MODELS[names["name"]].module(
+        return MODELS[config["model"]["name"]].module(
             model_config, dtype=dtype, param_dtype=param_dtype, axis_name=None, remat=False,
             rngs=nnx.Rngs(0),
         )  # fmt: skip

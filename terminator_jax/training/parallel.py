@@ -4,6 +4,7 @@ Either way the state is one array per leaf, the same on every device, and a batc
 many equal parts as there are devices.
 """
 
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -101,7 +102,8 @@ def make_parallel(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     Raises:
         InputError: if a batch cannot be cut into as many equal parts as there are devices.
     """
-    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = devices or _all_devices()
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % len(devices):
             raise InputError(
@@ -109,6 +111,17 @@ def make_parallel(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
                 f"devices, {len(devices)} ({jax.process_count()} processes)"
             )
     return MODES[config.parallel](Mesh(np.array(devices), (AXIS,)))
+
+
+def _all_devices() -> list[jax.Device]:
+    """Every device there is; raises InputError if the platform asked for has none."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that one platform starts
+        raise InputError(
+            f"JAX finds no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: unset "
+            "it, or install the package of that platform"
+        ) from error
 
 
 def own_process() -> Process:
