@@ -134,9 +134,12 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
         )
     variables, metadata = _read(file)
     config = _tuples(json.loads(metadata["config"]))
-    model = _build(config, variables, file)
+    names = config["model"]
+    model_config = make_config(names["name"], names["variant"], names["options"])
+    model = _build(model_config, config, variables, file)
     model.eval()
-    return LoadedModel(model, config, tuple(json.loads(metadata["classes"])), int(metadata["step"]))
+    classes = tuple(json.loads(metadata["classes"]))
+    return LoadedModel(model, model_config, config, classes, int(metadata["step"]))
 
 
 def save_model(
