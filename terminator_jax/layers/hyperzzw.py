@@ -6,7 +6,7 @@ from flax import nnx
 
 from terminator_jax.layers.magnet import OMEGA0
 from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
-from terminator_jax.ops.channel_major import enter, leave
+from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
 from terminator_jax.ops.convolution import fft_conv
 from terminator_jax.ops.hyperzzw import check_operator, operator_named
 from terminator_jax.ops.standardize import AxisName
@@ -76,8 +76,9 @@ class GlobalHyperZZW(nnx.Module):
         dtype = x.dtype if self.dtype is None else self.dtype
         x, u, kernel = (a.astype(dtype) for a in (x, u, self.slow_net()))
         operator = operator_named(self.operator)
-        [out] = operator(enter(x * kernel[None]), [enter(u)], causal=self.causal)
-        return leave(out)
+        hyper, u = to_channels_first(x * kernel[None]), to_channels_first(u)
+        [out] = operator(hyper, [u], causal=self.causal)
+        return to_channels_last(out)
 
 
 class LocalHyperZZW(nnx.Module):

@@ -17,7 +17,7 @@ def _over_space(x: jax.Array, causal: bool) -> jax.Array:
 
 def _channel_exponent(mean: jax.Array, kernel: jax.Array) -> jax.Array:
     """`m ⊙ k_c ⊙ m`."""
-    return hyperzzw.twice(mean, kernel.reshape((1,) * (mean.ndim - 1) + (-1,)))
+    return hyperzzw.quadratic_gate(mean, kernel.reshape((1,) * (mean.ndim - 1) + (-1,)))
 
 
 class HyperChannelInteraction(nnx.Module):
@@ -51,9 +51,10 @@ class HyperChannelInteraction(nnx.Module):
         self.causal = causal
         self.channel = ChannelSlowNet(channels, hidden=hidden, layers=layers, rngs=rngs, **slow)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, *spatial, channels)` to the same."""
-        gate = _channel_exponent(_over_space(x, self.causal), self.channel())
+    def __call__(self, x: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
+        """Gates x `(batch, *spatial, channels)`; `kernel` is k_c, if that is already at hand."""
+        kernel = self.channel() if kernel is None else kernel
+        gate = _channel_exponent(_over_space(x, self.causal), kernel)
         return x * jax.nn.sigmoid(gate).astype(x.dtype)
 
 
@@ -97,11 +98,19 @@ class HyperInteraction(nnx.Module):
         )
         self.spatial = SpatialSlowNet(size, hidden=spatial_hidden, layers=layers, rngs=rngs, **slow)
 
-    def __call__(self, y: jax.Array, x: jax.Array) -> jax.Array:
-        """y and x `(batch, *size, channels)`; returns x gated."""
+    def __call__(
+        self,
+        y: jax.Array,
+        x: jax.Array,
+        channel_kernel: jax.Array | None = None,
+        spatial_kernel: jax.Array | None = None,
+    ) -> jax.Array:
+        """Gates x by y, `(batch, *size, channels)` both; the kernels, if they are at hand."""
+        channel_kernel = self.channel() if channel_kernel is None else channel_kernel
+        spatial_kernel = self.spatial() if spatial_kernel is None else spatial_kernel
         if y.shape != x.shape:
             raise ValueError(f"y and x must have one shape, got {y.shape} and {x.shape}")
-        channel = _channel_exponent(_over_space(y, self.causal), self.channel())
-        spatial = hyperzzw.twice(average(y, (-1,)), self.spatial()[None, ..., None])
+        channel = _channel_exponent(_over_space(y, self.causal), channel_kernel)
+        spatial = hyperzzw.quadratic_gate(average(y, (-1,)), spatial_kernel[None, ..., None])
         gate = channel * spatial
         return x * jax.nn.sigmoid(gate).astype(x.dtype)

@@ -9,17 +9,9 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
-from terminator_jax.ops import channel_major
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.convolution import convolve_each, fft_conv
-from terminator_jax.ops.standardize import (
-    EPSILON,
-    AxisName,
-    across,
-    batch_standardize,
-    moments,
-    normalize,
-)
+from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.standardize import AxisName, batch_standardize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +76,22 @@ class LocalBranches(nnx.Module):
         self.mixer_bias = nnx.Param(jnp.zeros((n, channels), param_dtype))
         self.scalar = nnx.Param(jnp.zeros(n, param_dtype))
 
-    def __call__(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
-        """One `(batch, *spatial, channels)` map per branch, from the named maps."""
+    def __call__(self, maps: Mapping[str, jax.Array], *, method: str = "auto") -> list[jax.Array]:
+        """Computes one `(batch, *spatial, channels)` map per branch.
+
+        Args:
+          maps: `(batch, *spatial, channels)` by their names.
+          method: of the convolutions, see `fft_conv`.
+        """
         kernels = self.slow_nets([maps[b.kernel_from] for b in self.branches])
         return [
-            self._branch(n, maps[b.applied_to], self.slow_nets.crop(kernels, n))
+            self._branch(n, maps[b.applied_to], self.slow_nets.crop(kernels, n), method)
             for n, b in enumerate(self.branches)
         ]
 
-    def _branch(self, n: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y = fft_conv(x, kernel, correlate=True, padding=self._padding)
+    def _branch(self, n: int, x: jax.Array, kernel: jax.Array, method: str) -> jax.Array:
+        padding = "causal" if self.causal else "same"
+        y = fft_conv(x, kernel, correlate=True, padding=padding, method=method)
         weight, bias, scalar = (
             p[n].astype(y.dtype) for p in (self.mixer_weight, self.mixer_bias, self.scalar)
         )
@@ -101,49 +99,14 @@ class LocalBranches(nnx.Module):
         y = batch_standardize(y, causal=self.causal, axis_name=self.axis_name)
         return gelu(y) + scalar
 
-    @property
-    def _padding(self) -> str:
-        return "causal" if self.causal else "same"
+    def kernels(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
+        """Generates the kernel `(size, …, size, channels)` of each branch.
 
-    def mixed(self, maps: Mapping[str, jax.Array]) -> jax.Array:
-        """Channel-major, `(channels, batch, *spatial)`: the maps before `activated`, joined.
-
-        All branches are computed together: a quarter of the operations to compile.
+        Args:
+          maps: named maps with their channels first, `(channels, batch, *spatial)`.
         """
         means = {b.kernel_from: jnp.mean(maps[b.kernel_from], axis=1) for b in self.branches}
         kernels = self.slow_nets.from_mean(
             [jnp.moveaxis(means[b.kernel_from], 0, -1) for b in self.branches]
         )
-        y = convolve_each(
-            [maps[b.applied_to] for b in self.branches],
-            [
-                channel_major.enter(self.slow_nets.crop(kernels, n))[:, None]
-                for n in range(len(self.branches))
-            ],
-            padding=self._padding,
-            correlate=True,
-        )
-        return self._mixed(y)
-
-    def statistics(self, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the joined maps, for `activated`: the moments of BS."""
-        space, running = channel_major.statistics(y, self.causal)
-        return across(moments(y, (1, *space), running=running), self.axis_name)
-
-    @staticmethod
-    def activated(y: jax.Array, statistics: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """BS and GELU, without each branch's scalar: the same everywhere.
-
-        What follows in a block, a linear map and a standardization over space, takes that away.
-        """
-        return normalize(y, *statistics, EPSILON, activate=True)
-
-    def _mixed(self, y: jax.Array) -> jax.Array:
-        """Each branch's map, one after the other along the channels, through its own mixer.
-
-        Without the mixers' biases, which the standardization that follows takes away.
-        """
-        n = len(self.branches)
-        weight, y = channel_major.vary_alike(self.mixer_weight[...].astype(y.dtype), y)
-        each = channel_major.positions(y.reshape(n, len(y) // n, *y.shape[1:]), axis=2)
-        return jax.vmap(channel_major.product)(weight, each).reshape(y.shape)
+        return [self.slow_nets.crop(kernels, n) for n in range(len(self.branches))]

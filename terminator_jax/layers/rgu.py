@@ -8,6 +8,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import uniform, zeros
 from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.fused_sfne import RGUWeights
 from terminator_jax.ops.standardize import instance_standardize
 
 
@@ -55,24 +56,20 @@ class RGU(nnx.Module):
         self.position = nnx.Param(jnp.zeros(self.size, param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, *size, channels)` to the same."""
+        """Maps `(batch, *size, channels)` to the same shape."""
         if x.shape[1:] != (*self.size, self.channels):
             raise ValueError(f"expected (batch, *{self.size}, {self.channels}), got {x.shape}")
-        return self.y(self.gate(self.k(x), self.q(self.v(x))))
+        k, v = self.k(x), self.v(x)
+        q = gelu(instance_standardize(k * self.q(v), causal=self.causal))
+        return self.y(q + self.position[...].astype(q.dtype)[None, ..., None])
 
-    def gate(self, k: jax.Array, q: jax.Array) -> jax.Array:
-        """`GELU(IS(k ⊙ q)) + p`."""
-        gated = gelu(instance_standardize(k * q, causal=self.causal))
-        return gated + self.position[...].astype(gated.dtype)[None, ..., None]
-
-    def projections(self) -> tuple[jax.Array, jax.Array]:
-        """Kernel `(C, 2C)` and bias `(2C,)` of the one linear map to κ and to `W_q v`.
-
-        `v` is read by `W_q` alone, so the two linear maps in a row are one.
-        """
+    def fused_weights(self) -> RGUWeights:
+        """Returns the weights with one linear map for κ and `W_q v`: `v` is read by `W_q` alone."""
         inner, outer = self.v, self.q
         both = jnp.concatenate([inner.kernel[...], inner.bias[...][None]]) @ outer.kernel[...]
-        return (
-            jnp.concatenate([self.k.kernel[...], both[:-1]], axis=1),
-            jnp.concatenate([self.k.bias[...], both[-1] + outer.bias[...]]),
+        return RGUWeights(
+            kernel=jnp.concatenate([self.k.kernel[...], both[:-1]], axis=1),
+            bias=jnp.concatenate([self.k.bias[...], both[-1] + outer.bias[...]]),
+            position=self.position[...],
+            out=self.y.kernel[...],
         )

@@ -1,4 +1,4 @@
-"""The slow-fast neural encoding block (SFNE)."""
+"""The slow-fast neural encoding block (SFNE): its formula is `SFNEBlock.__call__`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,30 +15,24 @@ from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.slow import GlobalSlowNet
-from terminator_jax.ops import channel_major, hyperzzw
-from terminator_jax.ops.activation import gated
-from terminator_jax.ops.joined import Made, joined_product
-from terminator_jax.ops.order import stored
-from terminator_jax.ops.rematerialize import rematerialized_on_cpu
-from terminator_jax.ops.standardize import (
-    EPSILON,
-    AxisName,
-    average,
-    moments,
-    normalize,
-    standardize,
-    standardize_groups,
-    standardize_maps,
-)
+from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
+from terminator_jax.ops.fused_sfne import SFNESettings, SFNEWeights, fused_sfne
+from terminator_jax.ops.standardize import AxisName, group_standardize, instance_standardize
 
+# XLA's own convolution has derivatives of every kind and order.
+REFERENCE_CONVOLUTION = "lax"
+IMPLEMENTATIONS = ("auto", "reference", "fused")
 BRANCHES = (
     LocalBranch(3, kernel_from="x", applied_to="h"),
     LocalBranch(9, kernel_from="h", applied_to="x"),
     LocalBranch(5, kernel_from="u", applied_to="x"),
     LocalBranch(7, kernel_from="x", applied_to="u"),
 )
-# What the bottleneck reads, in the release's order; further branches and skips come after.
-ORDER = ("o", "l2", "skip1", "f", "o_u", "l1", "s", "l3", "o_h", "l4", "skip2", "i")
+# What the bottleneck reads, in the release's order; further branches and skips come after. The
+# formula, the fused function and `convert` share it.
+CONCAT_ORDER = ("o", "l2", "skip1", "f", "o_u", "l1", "s", "l3", "o_h", "l4", "skip2", "i")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +66,17 @@ class SlowKernels(NamedTuple):
     hyper: Any
 
 
-def bottleneck_order(branches: int, skips: int) -> tuple[str, ...]:
+def concat_order(branches: int, skips: int) -> tuple[str, ...]:
     """Names of the maps that the bottleneck reads, in order.
 
     Example:
-      >>> bottleneck_order(branches=4, skips=1)
+      >>> concat_order(branches=4, skips=1)
       ('o', 'l2', 'skip1', 'f', 'o_u', 'l1', 's', 'l3', 'o_h', 'l4', 'i')
     """
     extra = [f"l{n + 1}" for n in range(branches)] + [f"skip{n + 1}" for n in range(skips)]
     present = {"o", "f", "o_u", "s", "o_h", "i", *extra}
-    ordered = [name for name in ORDER if name in present]
-    return tuple(ordered + [name for name in extra if name not in ORDER])
+    ordered = [name for name in CONCAT_ORDER if name in present]
+    return tuple(ordered + [name for name in extra if name not in CONCAT_ORDER])
 
 
 class SFNEBlock(nnx.Module):
@@ -114,10 +108,13 @@ class SFNEBlock(nnx.Module):
       dtype: dtype of the computation; statistics, phases and kernels stay in float32 or wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any.
+      implementation: `"reference"` is the formula as it is written, `"fused"` the same result in
+        fewer operations, `"auto"` is fused. The fused one has gradients but no forward mode:
+        `jax.jvp`, `jax.hessian` and `jax.linearize` need `"reference"`.
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: for sizes that do not fit.
+      ValueError: for sizes that do not fit, or an unknown implementation.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
     Interaction", 2024, and its public release.
@@ -141,8 +138,11 @@ class SFNEBlock(nnx.Module):
         dtype=None,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
+        implementation: str = "auto",
         rngs: nnx.Rngs,
     ):
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation {implementation!r} is not one of {IMPLEMENTATIONS}")
         hyperzzw.check_operator(operator, size, causal)
         if channels * factor % groups:
             raise ValueError(f"{channels} x {factor} channels do not divide into {groups} groups")
@@ -152,8 +152,8 @@ class SFNEBlock(nnx.Module):
         self.size, self.channels, self.skips = tuple(size), channels, tuple(skips)
         self.operator, self.operator_scale = operator, operator_scale
         self.causal, self.groups = causal, groups
-        self.dtype, self.axis_name = dtype, axis_name
-        self.order = bottleneck_order(len(branches), len(skips))
+        self.dtype, self.axis_name, self.implementation = dtype, axis_name, implementation
+        self.concat_order = concat_order(len(branches), len(skips))
         slow = dict(omega0=omega0, param_dtype=param_dtype, rngs=rngs)
         fast = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
@@ -176,7 +176,7 @@ class SFNEBlock(nnx.Module):
             branches, channels, ndim=len(size), hidden=widths.local_hidden,
             layers=widths.local_layers, omega0=omega0, causal=causal, axis_name=axis_name, **fast,
         )  # fmt: skip
-        self.bottleneck = pointwise(len(self.order) * channels, factor * channels, **fast)
+        self.bottleneck = pointwise(len(self.concat_order) * channels, factor * channels, **fast)
         self.bias = nnx.Param(jnp.zeros((), param_dtype))
         self.dropout = ChannelDropout(dropout, axis_name=axis_name)
 
@@ -185,6 +185,7 @@ class SFNEBlock(nnx.Module):
         x: jax.Array,
         skips: Sequence[jax.Array] = (),
         *,
+        kernels: SlowKernels | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Applies the block.
@@ -192,146 +193,72 @@ class SFNEBlock(nnx.Module):
         Args:
           x: `(batch, *size, C)`.
           skips: earlier maps `(batch, *size, channels)`, as announced to the constructor.
+          kernels: what the networks of `slow_nets()` give, if that is already at hand.
           rngs: with a `dropout` stream; without it nothing is dropped.
 
         Returns:
           `(batch, *size, λC)`.
         """
-        skips = [channel_major.enter(skip) for skip in skips]
-        return channel_major.leave(self.channel_major(channel_major.enter(x), skips, rngs=rngs))
+        self._check(x, skips)
+        x, *skips = (a if self.dtype is None else a.astype(self.dtype) for a in (x, *skips))
+        kernels = kernels or SlowKernels(*evaluate(self.slow_nets()))
+        if self.implementation != "reference":
+            return self.dropout(self._fused(x, skips, kernels), rngs=rngs)
+
+        hyper = x * kernels.hyper.astype(x.dtype)[None]  # K̂ = x ⊙ K
+        f = self._standardize(self.rgu2(hyper) + self.rgu1(x))
+        u = self._standardize(self.mixer(x))
+        h = self._standardize(self.channel_interaction(x, kernels.gate))
+        o, o_u, o_h = (self._operate(hyper, z) for z in (f, u, h))  # K̂ ∘ f, K̂ ∘ u, K̂ ∘ h
+        s = jax.nn.sigmoid(o) * o
+        i = self.hyper_interaction(o, x, kernels.channel, kernels.spatial)
+        local = self.local(dict(x=x, u=u, h=h), method=REFERENCE_CONVOLUTION)
+
+        maps = dict(o=o, f=f, o_u=o_u, s=s, o_h=o_h, i=i)
+        maps |= {f"l{n}": y for n, y in enumerate(local, start=1)}
+        maps |= {f"skip{n}": self._tile(skip) for n, skip in enumerate(skips, start=1)}
+        y = self.bottleneck(jnp.concatenate([maps[name] for name in self.concat_order], axis=-1))
+        y = group_standardize(y, groups=self.groups, causal=self.causal, axis_name=self.axis_name)
+        return self.dropout(gelu(y) + self.bias[...].astype(y.dtype), rngs=rngs)
 
     def slow_nets(self) -> SlowKernels:
-        """The slow networks that do not depend on the input."""
+        """Returns the slow networks that do not depend on the input."""
         interaction = self.hyper_interaction
         gate = self.channel_interaction.channel
         return SlowKernels(gate, interaction.channel, interaction.spatial, self.slow_net)
 
-    def channel_major(
-        self,
-        x: jax.Array,
-        skips: Sequence[jax.Array] = (),
-        *,
-        kernels: SlowKernels | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> jax.Array:
-        """The same of channel-major maps: `(C, batch, *size)` to `(λC, batch, *size)`.
+    def _standardize(self, x: jax.Array) -> jax.Array:
+        return instance_standardize(x, causal=self.causal)
 
-        `kernels` are what `slow_nets()` give, if that is already at hand.
-        """
-        self._check(x, skips)
-        x = x if self.dtype is None else x.astype(self.dtype)
-        kernels = kernels or SlowKernels(*evaluate(self.slow_nets()))
-        skips = {f"skip{n}": s.astype(x.dtype) for n, s in enumerate(skips, start=1)}
-        _, running = channel_major.statistics(x, self.causal)
-        y = standardize_groups(
-            stored(self._mixed(x, skips, kernels)), self.groups, batch_axis=1,
-            channel_axis=0, running=running, axis_name=self.axis_name, activate=True,
-        )  # fmt: skip
-        return stored(self.dropped(y + channel_major.spread(self.bias[...], y), rngs))
-
-    def dropped(self, y: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """The channel-major result with channels dropped, if there are `rngs`."""
-        scale = self.dropout.scale(y.shape[1], y.shape[0], rngs)
-        return y if scale is None else y * channel_major.like(scale.T, y)
-
-    def _mixed(self, x: jax.Array, skips: dict[str, jax.Array], kernels: SlowKernels) -> jax.Array:
-        """The result before its standardization."""
-        hyper = stored(x * channel_major.spread(channel_major.enter(kernels.hyper)[:, None], x))
-        f, u = self._projected(x, hyper)
-        h = self._gated(x, kernels.gate)
-        operator = hyperzzw.operator_named(self.operator)
-        results = operator(hyper, [f, u, h], causal=self.causal)
-        o, o_u, o_h = (self._scaled(result) for result in results)
-        local = self.local.mixed(dict(x=x, u=u, h=h))
-        maps = {name: Made(None, (m,)) for name, m in dict(o=o, o_u=o_u, o_h=o_h, f=f).items()}
-        maps |= {name: Made(None, (skip,)) for name, skip in skips.items()}
-        maps["s"] = Made(gated, (o, o))
-        maps["i"] = Made(_interaction, (x, self._exponents(o, kernels)))
-        maps["local"] = Made(self.local.activated, (local, self.local.statistics(local)))
-        rows = self._rows(skips)
-        order = sorted(rows, key=lambda name: (-len(rows[name]), name))
-        # Without its bias, which the standardization that follows takes away.
-        return joined_product(
-            jnp.concatenate([rows[name] for name in order]).astype(x.dtype),
-            [maps[name] for name in order],
+    def _operate(self, hyper: jax.Array, z: jax.Array) -> jax.Array:
+        result = hyperzzw.operate(
+            self.operator, hyper, z, causal=self.causal, method=REFERENCE_CONVOLUTION
         )
+        return result if self.operator_scale == 1 else self.operator_scale * result
 
-    def _standardize(self, x: jax.Array, *, activate: bool = False) -> jax.Array:
-        """IS."""
-        if not (self.causal or activate):
-            return standardize_maps(x)
-        space, running = channel_major.statistics(x, self.causal)
-        return standardize(x, space, running=running, activate=activate)
+    def _tile(self, skip: jax.Array) -> jax.Array:
+        repeats = self.channels // skip.shape[-1]
+        return jnp.tile(skip, (1,) * (skip.ndim - 1) + (repeats,))
 
-    def _gated(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """IS of the hyper-channel interaction."""
-        space, running = channel_major.statistics(x, self.causal)
-        mean, square = moments(x, space, running=running)
-        gate = jax.nn.sigmoid(hyperzzw.twice(mean, channel_major.like(kernel, mean)))
-        if self.causal:
-            return self._standardize(x * gate.astype(x.dtype))
-        # One gate per sample and channel: IS(g x) needs no statistics but those of x.
-        return normalize(x, mean, square, EPSILON, gate=gate)
-
-    def _scaled(self, x: jax.Array) -> jax.Array:
-        return x if self.operator_scale == 1 else x * self.operator_scale
-
-    def _projected(self, x: jax.Array, hyper: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`f` and `u`, from one product of x and one of the hyper-kernel."""
-        of_x = channel_major.pointwise(x, *self.rgu1.projections())
-        of_hyper = channel_major.pointwise(hyper, *self.rgu2.projections())
-        # Without its bias, which would be standardized away.
-        u = channel_major.pointwise(x, self.mixer.kernel[...])
-        kernel = jnp.concatenate([self.rgu1.y.kernel[...], self.rgu2.y.kernel[...]])
-        positions = [rgu.position[...] for rgu in (self.rgu1, self.rgu2)]
-        f = rematerialized_on_cpu(self._units)((of_x, of_hyper), positions, kernel)
-        return self._standardize(f), self._standardize(u)
-
-    def _units(
-        self,
-        projections: tuple[jax.Array, jax.Array],
-        positions: list[jax.Array],
-        kernel: jax.Array,
-    ) -> jax.Array:
-        """Both recursive gated units, from their projections on.
-
-        The projections come as they were computed, joined, and so no part of them is copied.
-        """
-        pairs = [jnp.split(projection, 2) for projection in projections]
-        activated = [
-            self._standardize(k * q, activate=True) + channel_major.spread(position, k)
-            for (k, q), position in zip(pairs, positions, strict=True)
-        ]
-        return channel_major.pointwise(channel_major.gather(activated), kernel)
-
-    def _exponents(self, o: jax.Array, kernels: SlowKernels) -> tuple[jax.Array, jax.Array]:
-        """Of the hyper interaction of (o, x): by channel and by position."""
-        space, running = channel_major.statistics(o, self.causal)
-        mean = average(o, space, running=running)
-        channel = hyperzzw.twice(mean, channel_major.like(kernels.channel, mean))
-        return channel, hyperzzw.twice(average(o, (0,)), kernels.spatial[None, None])
-
-    def _rows(self, skips: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The bottleneck's weights of each map.
-
-        A tiled map counts once, with the sum of its copies' weights.
-        """
-        kernels = jnp.split(self.bottleneck.kernel[...], len(self.order))
-        rows = dict(zip(self.order, kernels, strict=True))
-        branches = [rows.pop(f"l{n + 1}") for n in range(len(self.local.branches))]
-        for name, skip in skips.items():
-            rows[name] = jnp.sum(rows[name].reshape(-1, len(skip), rows[name].shape[1]), axis=0)
-        return rows | {"local": jnp.concatenate(branches)}
+    def _fused(self, x: jax.Array, skips: Sequence[jax.Array], kernels: SlowKernels) -> jax.Array:
+        """The formula of `__call__` before dropout, in fewer operations."""
+        rows = jnp.split(self.bottleneck.kernel[...], len(self.concat_order))
+        weights = SFNEWeights(
+            *(kernels.hyper, kernels.gate, kernels.channel, kernels.spatial),
+            rgus=(self.rgu1.fused_weights(), self.rgu2.fused_weights()),
+            mixer=self.mixer.kernel[...], local_mixer=self.local.mixer_weight[...],
+            bottleneck=dict(zip(self.concat_order, rows, strict=True)), bias=self.bias[...],
+        )  # fmt: skip
+        settings = SFNESettings(
+            self.operator, self.operator_scale, self.causal, self.groups,
+            local=[branch.applied_to for branch in self.local.branches],
+            local_kernels=self.local.kernels, axis_name=self.axis_name,
+        )  # fmt: skip
+        first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
+        return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
-        expected = [(c, *x.shape[1:2], *self.size) for c in (self.channels, *self.skips)]
+        expected = [(*x.shape[:1], *self.size, c) for c in (self.channels, *self.skips)]
         found = [x.shape, *(skip.shape for skip in skips)]
         if found != expected:
-            last = [(*shape[1:], shape[0]) for shape in expected], [(*s[1:], *s[:1]) for s in found]
-            raise ValueError(f"expected x and skips of shapes {last[0]}, got {last[1]}")
-
-
-def _interaction(x: jax.Array, exponents: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """The hyper interaction: `x` gated by a product of what channels and positions give."""
-    channel, spatial = exponents
-    return gated(x, channel * spatial)
+            raise ValueError(f"expected x and skips of shapes {expected}, got {found}")

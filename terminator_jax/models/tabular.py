@@ -18,7 +18,7 @@ from terminator_jax.models.fields import (
     check_fields,
 )
 from terminator_jax.ops import hyperzzw
-from terminator_jax.ops.activation import gated
+from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName, standardize
 
@@ -180,7 +180,7 @@ class TabularBlock(nnx.Module):
         """`(batch, inputs)` to `(batch, outputs)`; nothing is dropped without `rngs`."""
         parts = self.parts(x)
         y = self.bottleneck(jnp.concatenate([parts[name] for name in PARTS], axis=1))
-        y = standardize(y, (1,), activate=True) + self.scalar[...].astype(y.dtype)
+        y = gelu(standardize(y, (1,))) + self.scalar[...].astype(y.dtype)
         return self.dropout(y, rngs=rngs)
 
     def parts(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -190,7 +190,7 @@ class TabularBlock(nnx.Module):
         h = standardize(_interact(x, x, self.channel_kernel), (1,))
         o, o_u, o_h = (self.gate(x, context) for context in (f, u, h))
         i = _interact(x, o, self.interaction_kernel)
-        return dict(o=o, f=f, o_u=o_u, s=gated(o, o), o_h=o_h, i=i)
+        return dict(o=o, f=f, o_u=o_u, s=jax.nn.silu(o), o_h=o_h, i=i)
 
 
 class VectorRGU(nnx.Module):
@@ -208,9 +208,9 @@ class VectorRGU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, features)` to the same."""
-        return self.y(standardize(self.k(x) * self.q(x), (1,), activate=True))
+        return self.y(gelu(standardize(self.k(x) * self.q(x), (1,))))
 
 
 def _interact(x: jax.Array, y: jax.Array, kernel: nnx.Param) -> jax.Array:
     """`x ⊙ sigmoid(y ⊙ k ⊙ y)`."""
-    return gated(x, hyperzzw.twice(y, kernel[...].astype(y.dtype)[None]))
+    return x * jax.nn.sigmoid(hyperzzw.quadratic_gate(y, kernel[...].astype(y.dtype)[None]))

@@ -14,9 +14,9 @@ from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
 from terminator_jax.models.fields import ALL_POSITIVE, DROPOUTS, POSITIVE, Rule, check_fields
-from terminator_jax.ops import channel_major, coordinates
+from terminator_jax.ops import coordinates
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.hyperzzw import check_operator
-from terminator_jax.ops.rematerialize import rematerialized
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -200,6 +200,7 @@ class Terminator(nnx.Module):
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split.
       remat: whether gradients compute what lies inside a block again instead of keeping it, which
         takes less memory and more time.
+      implementation: of the blocks, see `SFNEBlock`.
       rngs: the source of the initial values.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
@@ -214,6 +215,7 @@ class Terminator(nnx.Module):
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
         remat: bool = False,
+        implementation: str = "auto",
         rngs: nnx.Rngs,
     ):
         self.config, self.dtype, self.axis_name, self.remat = config, dtype, axis_name, remat
@@ -230,7 +232,8 @@ class Terminator(nnx.Module):
                     **{name: getattr(config, name) for name in widths},
                 ),
                 groups=config.groups, dropout=config.dropout[i], omega0=config.omega0,
-                dtype=dtype, param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
+                dtype=dtype, param_dtype=param_dtype, axis_name=axis_name,
+                implementation=implementation, rngs=rngs,
             )
             for i, factor in enumerate(config.factors)
         )  # fmt: skip
@@ -253,18 +256,15 @@ class Terminator(nnx.Module):
         self._check(x)
         kernels = self._slow_kernels()
         features: list[jax.Array] = []
-        y = channel_major.enter(x)
-        run = _run_again if self.remat else _run
+        apply = nnx.remat(_apply) if self.remat else _apply
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
-            skips = [features[j] for j in earlier]
-            y = run(block, y, skips, kernel, rngs)
-            features.append(y)
-        logits = self.head(channel_major.mean(y).T)
+            x = apply(block, x, [features[j] for j in earlier], kernel, rngs)
+            features.append(x)
+        space = tuple(range(1, x.ndim - 1))
+        logits = self.head(jnp.mean(x, space, dtype=at_least_float32(x.dtype)))
         if not intermediates:
             return logits
-        return logits, Intermediates(
-            [k.hyper for k in kernels], [channel_major.leave(f) for f in features]
-        )
+        return logits, Intermediates([k.hyper for k in kernels], features)
 
     def resized(self, size: tuple[int, ...]) -> "Resized":
         """The same network on a finer or coarser grid, with what had to change.
@@ -328,27 +328,11 @@ class Terminator(nnx.Module):
             raise TypeError(f"expected floating-point pictures, got {x.dtype}: scale them first")
 
 
-def _run(
+def _apply(
     block: SFNEBlock,
     x: jax.Array,
     skips: list[jax.Array],
     kernels: SlowKernels,
     rngs: nnx.Rngs | None,
 ) -> jax.Array:
-    return block.channel_major(x, skips, kernels=kernels, rngs=rngs)
-
-
-def _run_again(
-    block: SFNEBlock,
-    x: jax.Array,
-    skips: list[jax.Array],
-    kernels: SlowKernels,
-    rngs: nnx.Rngs | None,
-) -> jax.Array:
-    """The same; gradients compute again what lies inside, all but the dropout."""
-    graph, variables = nnx.split(block)
-
-    def run(x, variables, skips, kernels):
-        return _run(nnx.merge(graph, variables), x, skips, kernels, None)
-
-    return block.dropped(rematerialized(run)(x, variables, skips, kernels), rngs)
+    return block(x, skips, kernels=kernels, rngs=rngs)

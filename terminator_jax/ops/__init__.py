@@ -4,7 +4,7 @@
 |---|---|
 | `coordinates` | `grid`: the coordinates of a map's positions |
 | `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
-| `hyperzzw` | `dot`, `product`, `convolution`, `twice`, `gate`: a hyper-kernel with activations |
+| `hyperzzw` | `dot`, `product`, `convolution`, `gate`: a hyper-kernel with activations |
 | `lambdas` | `apply_lambdas`: queries times content and position lambdas |
 | `convolution` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
 | `spectral`, `taps`, `dense`, `grouped`, `window` | the methods of `fft_conv`, what they compute |
@@ -13,19 +13,21 @@
 | `partitioning` | functions that devices share without gathering |
 | `attention` | `local_attention`: every position with those around it; `rotary` |
 | `pooling` | `adaptive_average`: adaptive average pooling |
-| `channel_major` | the layout inside a block, and a pointwise layer in it |
-| `activation` | `gelu`, exact and cheap; `gated`, a product with a sigmoid |
-| `rematerialize`, `order` | gradients that compute again what they do not keep |
+| `fused_sfne` | `fused_sfne`: the SFNE block in fewer and larger operations |
+| `channels_first` | the layout of fast paths, and a pointwise layer in it |
+| `activation` | `gelu`, exact and cheap, and `erf` |
+| `dtypes` | `at_least_float32`: the dtype of sums |
 | `standardize` | `batch_standardize`, `instance_standardize`, `group_standardize` |
 """
 
 from terminator_jax.ops import (
     activation,
     attention,
-    channel_major,
+    channels_first,
     convolution,
     coordinates,
     fourier,
+    fused_sfne,
     hyperzzw,
     lambdas,
     magnet,
@@ -50,12 +52,13 @@ __all__ = [
     "apply_lambdas",
     "attention",
     "batch_standardize",
-    "channel_major",
+    "channels_first",
     "convolution",
     "coordinates",
     "depthwise_correlate",
     "fft_conv",
     "fourier",
+    "fused_sfne",
     "gelu",
     "grid",
     "group_standardize",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from terminator_jax.ops.channel_major import vary_alike
+from terminator_jax.ops.channels_first import match_varying_axes
 from terminator_jax.ops.dtypes import at_least_float32
 
 # Keys of a tile are taken in whole multiples of so many columns: the products run faster.
@@ -63,7 +63,7 @@ def local_attention(
     tiles = best_tiles(rows, columns, max(rows, columns) if window is None else window)
     arrays = [jnp.moveaxis(x, 3, 1) for x in ((q, k) if v is k else (q, k, v))]
     masks = [] if mask is None else [mask[:, None, :, :, None]]
-    q, *rest = vary_alike(*arrays, *masks)
+    q, *rest = match_varying_axes(*arrays, *masks)
     kv = tuple(rest[: len(arrays) - 1])
     return jnp.moveaxis(_attention(tiles, q, kv, *rest[len(kv) :]), 1, 3)
 

@@ -10,8 +10,9 @@
 The first two keep the spectra of map and kernel for the gradient, which then takes one transform
 and not three. `convolve_reference` is the definition that all are tested against.
 
-Inside, maps are `(channels, batch, *spatial)`, see `channel_major.py`, and kernels `(channels, 1 or
-batch, *size)`. Every case is a window of the full linear convolution, or a circular one.
+Inside, maps are `(channels, batch, *spatial)`, see `channels_first.py`, and kernels
+`(channels, 1 or batch, *size)`. Every case is a window of the full linear convolution, or a
+circular one.
 """
 
 import functools
@@ -22,10 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops import channel_major
+from terminator_jax.ops.channels_first import (
+    match_varying_axes,
+    spatial_axes,
+    to_channels_first,
+    to_channels_last,
+)
 from terminator_jax.ops.dense import dense
 from terminator_jax.ops.dtypes import at_least_float32
-from terminator_jax.ops.fastest import Choice, fastest
+from terminator_jax.ops.fastest import Choice, by_platform
 from terminator_jax.ops.grouped import grouped
 from terminator_jax.ops.spectral import DENSE_UP_TO, by_spectra
 from terminator_jax.ops.taps import direct, direct_each
@@ -85,12 +91,12 @@ def fft_conv(
     """
     _check(x, kernel, padding, method)
     shared = kernel.ndim == x.ndim - 1
-    kernel = channel_major.enter(kernel[None] if shared else kernel)
+    kernel = to_channels_first(kernel[None] if shared else kernel)
     out = convolve(
-        channel_major.enter(x), kernel,
+        to_channels_first(x), kernel,
         padding=padding, method=method, correlate=correlate, max_bytes=max_bytes,
     )  # fmt: skip
-    return channel_major.leave(out)
+    return to_channels_last(out)
 
 
 def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
@@ -104,7 +110,7 @@ def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto"
 
 
 def convolve(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
-    """`fft_conv` of channel-major arrays.
+    """`fft_conv` of arrays with their channels first.
 
     Args:
       x: `(channels, batch, *spatial)`.
@@ -155,19 +161,35 @@ def convolve_each(
     Returns:
       `(len(maps) * channels, batch, *spatial)`.
     """
+    options = dict(padding=padding, correlate=correlate)
+
+    def function(choice: Choice):
+        if choice.gradient == "lax":
+            return functools.partial(_lax_each, **options)
+        if choice.gradient == "direct" and padding != "circular":
+            return functools.partial(_direct_each, **options)
+        return functools.partial(_each, **options)
+
+    spatial, largest = maps[0].shape[2:], max(k.shape[2:] for k in kernels)
+    return by_platform(spatial, largest, False, function, list(maps), list(kernels))
+
+
+def _each(maps: Sequence[jax.Array], kernels: Sequence[jax.Array], **options) -> jax.Array:
+    """`convolve_each` one after the other, each kernel by its own fastest method."""
+    return jnp.concatenate([convolve(x, k, **options) for x, k in zip(maps, kernels, strict=True)])
+
+
+def _lax_each(
+    maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
+) -> jax.Array:
+    """`convolve_each` as one convolution of XLA's, each kernel amid zeros.
+
+    Its time does not depend on the size of the kernels.
+    """
     spatial, largest = maps[0].shape[2:], max(k.shape[2:] for k in kernels)
     options = dict(padding=padding, correlate=correlate)
-    platform = jax.default_backend()
-    if fastest(platform, spatial, largest, False) == Choice("lax", "lax"):
-        # At one time whatever the kernel's size: all as one convolution, each kernel amid zeros.
-        kernels = [_amid_zeros(k, largest, spatial, **options) for k in kernels]
-        x, kernel = channel_major.gather(maps), channel_major.gather(kernels)
-        return convolve(x, kernel, method="lax", **options)
-    choices = {fastest(platform, spatial, k.shape[2:], False) for k in kernels}
-    if choices == {Choice("direct", "direct")} and padding != "circular":
-        return _direct_each(maps, kernels, **options)
-    pairs = zip(maps, kernels, strict=True)
-    return channel_major.gather([convolve(x, k, **options) for x, k in pairs])
+    kernels = [_amid_zeros(k, largest, spatial, **options) for k in kernels]
+    return convolve(jnp.concatenate(maps), jnp.concatenate(kernels), method="lax", **options)
 
 
 def _direct_each(
@@ -183,7 +205,7 @@ def _direct_each(
         kernel, start = _useful(kernel, spatial, start, count)
         windows.append(Window(tuple(start), tuple(count), False))
         useful.append(kernel)
-    arrays = channel_major.vary_alike(*(a.astype(wide) for a in (*maps, *useful)))
+    arrays = match_varying_axes(*(a.astype(wide) for a in (*maps, *useful)))
     maps, useful = arrays[: len(maps)], arrays[len(maps) :]
     return direct_each(tuple(windows), maps, useful).astype(dtype)
 
@@ -262,12 +284,13 @@ def _convolve(
     else:
         kernel, start = _useful(kernel, spatial, start, count)
     window = Window(tuple(start), tuple(count), circular)
-    kernel, *maps = channel_major.vary_alike(kernel, *maps)
+    kernel, *maps = match_varying_axes(kernel, *maps)
     if method != "auto":
         return _by_method(window, method, maps, kernel)
-    per_sample = kernel.shape[1] > 1
-    choice = fastest(jax.default_backend(), spatial, kernel.shape[2:], per_sample)
-    return _by_choice(window, choice, maps, kernel)
+    return by_platform(
+        spatial, kernel.shape[2:], kernel.shape[1] > 1,
+        lambda choice: functools.partial(_by_choice, window, choice), maps, kernel,
+    )  # fmt: skip
 
 
 def _by_method(
@@ -281,7 +304,7 @@ def _by_method(
         margins = [(0, 0), (0, 0), *((b, 0) for b in before)]
         maps = [jnp.pad(x, margins, mode="wrap") for x in maps]
         outs = _by_method(Window(before, window.count, False), method, maps, kernel)
-        return [jnp.roll(out, [-s for s in window.start], channel_major.space(out)) for out in outs]
+        return [jnp.roll(out, [-s for s in window.start], spatial_axes(out)) for out in outs]
     if method == "direct":
         return [direct(window, x, kernel) for x in maps]
     if method == "lax":

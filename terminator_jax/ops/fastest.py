@@ -1,8 +1,10 @@
 """Which method of convolution is fastest, from the measurements in `measured.py`."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
 
 from terminator_jax.ops.measured import POINTS
 
@@ -19,11 +21,43 @@ class Choice(NamedTuple):
     gradient: str
 
 
+def by_platform(
+    spatial: Sequence[int],
+    size: Sequence[int],
+    per_sample: bool,
+    function: Callable[[Choice], Callable[..., Any]],
+    *arrays: Any,
+) -> Any:
+    """Calls what is fastest on the platform that the program will run on.
+
+    The platform is known when a program is lowered and not while it is traced, so a program for
+    several platforms holds what is fastest on each.
+
+    Args:
+      spatial: as for `fastest`.
+      size: as for `fastest`.
+      per_sample: as for `fastest`.
+      function: from the methods of `fastest` to a function of `arrays`.
+      arrays: pytrees of arrays.
+
+    Example:
+      >>> double = lambda choice: lambda x: 2 * x
+      >>> print(by_platform((8,), (3,), False, double, jax.numpy.arange(3)))
+      [0 2 4]
+    """
+    choices = {name: fastest(name, spatial, size, per_sample) for name in ("cpu", "gpu", "tpu")}
+    functions = {choice: function(choice) for choice in set(choices.values())}
+    if len(functions) == 1:
+        return functions[choices["cpu"]](*arrays)
+    cpu, gpu, tpu = (functions[choice] for choice in choices.values())
+    return jax.lax.platform_dependent(*arrays, tpu=tpu, cuda=gpu, rocm=gpu, default=cpu)
+
+
 def fastest(platform: str, spatial: Sequence[int], size: Sequence[int], per_sample: bool) -> Choice:
     """The methods that were fastest at the point measured that is nearest.
 
     Args:
-      platform: as `jax.default_backend()` names it.
+      platform: `"cpu"`, `"gpu"` or `"tpu"`.
       spatial: positions of the map per axis.
       size: positions of the kernel per axis.
       per_sample: whether each sample has a kernel of its own.

@@ -1,7 +1,7 @@
 """HyperZ·Z·W: products of a hyper-kernel with activations.
 
 The functions take `(batch, *spatial, channels)`, and `gate` vectors. `OPERATORS` holds the same for
-channel-major arrays (see `channel_major.py`), each for several maps that meet one hyper-kernel.
+channels-first arrays (see `channels_first.py`), each for several maps that meet one hyper-kernel.
 Causal ones, for sequences, give each position what depends on no later one.
 """
 
@@ -45,8 +45,12 @@ def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
     return hyper * u
 
 
-def convolution(hyper: jax.Array, u: jax.Array, *, causal: bool = False) -> jax.Array:
+def convolution(
+    hyper: jax.Array, u: jax.Array, *, causal: bool = False, method: str = "auto"
+) -> jax.Array:
     """u convolved with each sample's hyper-kernel times its input: linear, 'same' or causal.
+
+    `method` is one of `fft_conv`'s.
 
     Example:
       >>> u = jnp.ones((2, 9, 3))
@@ -55,15 +59,31 @@ def convolution(hyper: jax.Array, u: jax.Array, *, causal: bool = False) -> jax.
     """
     if hyper.shape != u.shape:
         raise ValueError(f"convolution needs equal shapes, got {hyper.shape} and {u.shape}")
-    return fft_conv(u, hyper, padding=_padding(causal))
+    return fft_conv(u, hyper, padding=_padding(causal), method=method)
+
+
+def operate(
+    operator: str, hyper: jax.Array, u: jax.Array, *, causal: bool = False, method: str = "auto"
+) -> jax.Array:
+    """Computes `hyper ∘ u` for an operator by its name, of maps `(batch, *spatial, channels)`.
+
+    `causal` and `method` are those of `convolution`.
+
+    Example:
+      >>> print(operate("product", 2 * jnp.ones((1, 2, 1)), jnp.ones((1, 2, 1))).reshape(2))
+      [2. 2.]
+    """
+    if operator == "convolution":
+        return convolution(hyper, u, causal=causal, method=method)
+    return {"dot": dot, "product": product}[operator](hyper, u)
 
 
 def _padding(causal: bool) -> str:
     return "causal" if causal else "same"
 
 
-def twice(y: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`y ⊙ kernel ⊙ y`, the elementwise HyperZZW that interactions gate with."""
+def quadratic_gate(y: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Computes `y ⊙ kernel ⊙ y`, the elementwise HyperZZW that interactions gate with."""
     return y * kernel * y
 
 

@@ -21,6 +21,7 @@ together. None writes down the table for pairs of positions, of which there are 
 `position_lambdas_reference`, the definition that they are tested against, does.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops.channel_major import vary_alike
+from terminator_jax.ops.channels_first import match_varying_axes
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.fourier import DFT, FFT, LongDFT, Spectrum, Transform
 from terminator_jax.ops.spectral import DENSE_UP_TO
@@ -165,7 +166,11 @@ def meet_position_lambdas(
         method = _fastest(values, table)
     if method == "rows":
         return _by_rows(queries, values, table)
-    return _by_spectra(queries, values, table, method).astype(dtype)
+    if method != "spectra":
+        return _by_spectra(queries, values, table, method).astype(dtype)
+    fft, dft = (functools.partial(_by_spectra, method=name) for name in ("fft", "dft"))
+    arrays = queries, values, table
+    return jax.lax.platform_dependent(*arrays, cuda=fft, rocm=fft, default=dft).astype(dtype)
 
 
 def _fastest(values: jax.Array, table: jax.Array) -> str:
@@ -175,7 +180,7 @@ def _fastest(values: jax.Array, table: jax.Array) -> str:
     matrices, lambdas = rows * columns**2 * depth, batch * math.prod(spatial) * features
     if spatial[0] <= ROWS_UP_TO and matrices <= lambdas:
         return "rows"
-    return "fft" if jax.default_backend() == "gpu" else "dft"
+    return "spectra"
 
 
 def _by_rows(queries: jax.Array, values: jax.Array, table: jax.Array) -> jax.Array:
@@ -296,7 +301,7 @@ def _summed(part, arrays: tuple[jax.Array, ...], at_once: int) -> jax.Array:
     part = jax.checkpoint(part)
     cut = [a.reshape(parts, at_once, *a.shape[1:]) for a in arrays]
     like = jax.eval_shape(part, *(a[0] for a in cut))
-    zeros = vary_alike(jnp.zeros(like.shape, like.dtype), *arrays)[0]
+    zeros = match_varying_axes(jnp.zeros(like.shape, like.dtype), *arrays)[0]
     return jax.lax.scan(lambda total, each: (total + part(*each), None), zeros, tuple(cut))[0]
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.dtypes import at_least_float32
-from terminator_jax.ops.inverse_root import inverse_root
+from terminator_jax.ops.standardize import rsqrt_clamped
 
 
 class Magnet(NamedTuple):
@@ -126,7 +126,7 @@ def context_magnet(
     for i in range(len(net.weight)):
         h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]
         square = jnp.sum(inside * h * h, axis=0, keepdims=True)
-        share = BETA * inverse_root(square, NORM_FLOOR**2)
+        share = BETA * rsqrt_clamped(square, NORM_FLOOR**2)
         h = ALPHA * jax.lax.stop_gradient(h) + share * h
         h = h * (t @ mix.weight[i] + mix.bias[i, None])
     return output(net, h) * inside

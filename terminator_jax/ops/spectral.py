@@ -17,8 +17,6 @@ from terminator_jax.ops.window import Window, everywhere
 
 # `dft` uses one dense matrix per axis up to this length, and folds longer ones.
 DENSE_UP_TO = 1024
-# Of a map, on CPUs, whose part in a kernel's gradient is computed at once.
-PART_BYTES = 2**21
 
 
 @jax.tree_util.register_static
@@ -91,7 +89,8 @@ def kernel_gradients(
         d = transform.forward(dy, common.positions())
         return _kernel_part(transform, multiply(d, conjugate(a)), (len(x), batch, *size))
 
-    gradients = jnp.split(_in_parts(part, maps, dy), len(maps))
+    pairs = zip(maps, jnp.split(dy, len(maps)), strict=True)
+    gradients = [part(*pair) for pair in pairs]
     own = []
     for window, shape, gradient in zip(windows, shapes, gradients, strict=True):
         margins = [s - t for s, t in zip(common.start, window.start, strict=True)]
@@ -108,33 +107,6 @@ def _common(
     start = starts.max(0)
     size = (start - starts + np.array(sizes)).max(0)
     return Window(tuple(map(int, start)), windows[0].count, False), tuple(map(int, size))
-
-
-def _in_parts(function, maps: Sequence[jax.Array], dy: jax.Array) -> jax.Array:
-    """`function` of each map and its part of dy, joined along the channels.
-
-    On a CPU one after the other, and of so few channels at a time that they stay in its caches;
-    not where devices might share the channels, who would have to exchange them.
-    """
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        pairs = zip(maps, jnp.split(dy, len(maps)), strict=True)
-        return jnp.concatenate([function(*pair) for pair in pairs])
-    channels = len(maps[0])
-    fit = PART_BYTES * channels // max(1, maps[0].nbytes)
-    size = max(n for n in range(1, channels + 1) if channels % n == 0 and n <= max(1, fit))
-    parts = channels // size
-    cuts = [functools.partial(_channels, x, size) for x in maps]
-
-    def part(n):
-        return function(jax.lax.switch(n // parts, cuts, n % parts), _channels(dy, size, n))
-
-    out = jax.lax.map(part, jnp.arange(len(maps) * parts))
-    return out.reshape(-1, *out.shape[2:])
-
-
-def _channels(x: jax.Array, size: int, n: jax.Array) -> jax.Array:
-    """The n-th so many channels."""
-    return jax.lax.dynamic_slice_in_dim(x, n * size, size)
 
 
 def _transform(

@@ -7,16 +7,11 @@ mean of squares together). Causal ones run along a sequence: at each position th
 positions so far.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops import channel_major
-from terminator_jax.ops.activation import gelu, gelu_slope
 from terminator_jax.ops.dtypes import at_least_float32
-from terminator_jax.ops.inverse_root import inverse_root
 
 EPSILON = 1e-5
 AxisName = str | tuple[str, ...] | None
@@ -61,46 +56,32 @@ def normalize(
     epsilon: float,
     *,
     gate: jax.Array | None = None,
-    activate: bool = False,
 ) -> jax.Array:
-    """`(x - mean) / sqrt(variance + ε)`, returned in the dtype of `x`.
+    """Computes `(x - mean) / sqrt(variance + ε)`, in the dtype of `x`.
 
-    With a `gate` of the statistics' shape, the same of `gate · x`; with `activate`, the GELU of it.
+    Args:
+      x: the map.
+      mean: its mean, of a shape that broadcasts to that of `x`.
+      square: its mean square, in the shape of `mean`.
+      epsilon: ε.
+      gate: in the shape of `mean`; the result is then that of `gate · x`.
     """
     variance = square - mean * mean
     if gate is None:
-        scale = inverse_root(variance + epsilon, epsilon)
+        scale = rsqrt_clamped(variance + epsilon, epsilon)
     else:
-        scale = gate * inverse_root(gate * gate * variance + epsilon, epsilon)
-    shift = mean * scale
-    if activate:
-        return scaled_gelu(*channel_major.vary_alike(x, scale, shift))
-    return (x * scale - shift).astype(x.dtype)
+        scale = gate * rsqrt_clamped(gate * gate * variance + epsilon, epsilon)
+    return (x.astype(scale.dtype) * scale - mean * scale).astype(x.dtype)
 
 
-@jax.custom_vjp
-def scaled_gelu(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """`gelu(x * scale - shift)` in the dtype of `x`.
+def rsqrt_clamped(x: jax.Array, minimum: float) -> jax.Array:
+    """Computes `1 / sqrt(max(x, minimum))`; the derivative below the minimum is 0.
 
-    Of all that a gradient needs, only the arguments are kept: a third of what JAX would keep.
+    Example:
+      >>> print(rsqrt_clamped(jnp.array([4.0, -1.0]), 0.25))
+      [0.5 2. ]
     """
-    return gelu(x * scale - shift).astype(x.dtype)
-
-
-def _scaled_gelu_forward(x, scale, shift):
-    return scaled_gelu(x, scale, shift), (x, scale, shift)
-
-
-def _scaled_gelu_backward(residuals, dy):
-    x, scale, shift = residuals
-    # The slope at z is 1 less that at -z: in terms of z, XLA would keep what the forward pass has.
-    dz = dy * (1 - gelu_slope(shift - x * scale))
-    axes = tuple(n for n, (a, b) in enumerate(zip(x.shape, scale.shape, strict=True)) if a != b)
-    dscale = jnp.sum(dz * x, axes, keepdims=True)
-    return (dz * scale).astype(x.dtype), dscale, -jnp.sum(dz, axes, keepdims=True)
-
-
-scaled_gelu.defvjp(_scaled_gelu_forward, _scaled_gelu_backward)
+    return jax.lax.rsqrt(jnp.maximum(x, minimum))
 
 
 def standardize(
@@ -110,14 +91,10 @@ def standardize(
     running: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
-    activate: bool = False,
 ) -> jax.Array:
-    """Zero mean and unit variance over `axes`, whatever the layout; `axis_name` as below.
-
-    With `activate`, the GELU of that.
-    """
+    """Computes a map with zero mean and unit variance over `axes`, in any layout."""
     statistics = across(moments(x, axes, running=running), axis_name)
-    return normalize(x, *statistics, epsilon, activate=activate)
+    return normalize(x, *statistics, epsilon)
 
 
 def standardize_groups(
@@ -129,12 +106,8 @@ def standardize_groups(
     running: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
-    activate: bool = False,
 ) -> jax.Array:
-    """G-IBS, whatever the layout; the other axes are space. See `group_standardize`.
-
-    With `activate`, the GELU of that.
-    """
+    """Computes G-IBS in any layout; the other axes are space. See `group_standardize`."""
     channels = x.shape[channel_axis]
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
@@ -146,36 +119,7 @@ def standardize_groups(
     shape[channel_axis] = channels
     use_batch = (np.arange(channels) // (channels // groups) % 2 == 0).reshape(shape)
     chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
-    return normalize(x, *chosen, epsilon, activate=activate)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def standardize_maps(x: jax.Array, epsilon: float = EPSILON) -> jax.Array:
-    """IS of channel-major maps, whose gradient keeps the result instead of `x`.
-
-    Example:
-      >>> print(standardize_maps(jnp.array([[[3.0, 5.0, 5.0, 3.0]]])).round(2))
-      [[[-1.  1.  1. -1.]]]
-    """
-    return _standardize_forward(x, epsilon)[0]
-
-
-def _standardize_forward(x, epsilon):
-    mean, square = moments(x, channel_major.space(x))
-    y = normalize(x, mean, square, epsilon)
-    return y, (y, inverse_root(square - mean * mean + epsilon, epsilon))
-
-
-def _standardize_backward(epsilon, residuals, dy):
-    y, scale = residuals
-
-    def mean(values):
-        return channel_major.mean(values).reshape(scale.shape)
-
-    return (((dy - mean(dy) - y * mean(dy * y)) * scale).astype(y.dtype),)
-
-
-standardize_maps.defvjp(_standardize_forward, _standardize_backward)
+    return normalize(x, *chosen, epsilon)
 
 
 def instance_standardize(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from terminator_jax.ops.dense import through
-from terminator_jax.ops.order import stored
 from terminator_jax.ops.spectral import kernel_gradients
 from terminator_jax.ops.window import Window
 
@@ -70,7 +69,7 @@ def _forward(windows, maps, kernels):
 def _backward(windows, residuals, dy):
     maps, kernels = residuals
     parts = list(zip(windows, maps, kernels, jnp.split(dy, len(maps)), strict=True))
-    dmaps = tuple(stored(_map_part(*part)) for part in parts)
+    dmaps = tuple(_map_part(*part) for part in parts)
     if dy.ndim == 3:
         return dmaps, tuple(_sequence_part(*part) for part in parts)
     return dmaps, tuple(kernel_gradients(windows, maps, dy, [k.shape for k in kernels]))

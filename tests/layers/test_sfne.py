@@ -10,9 +10,7 @@ from flax import nnx
 from nets import filled, normal, relative
 
 from terminator_jax.layers import BRANCHES, LocalBranch, SFNEBlock, SlowWidths
-from terminator_jax.layers.reference import sfne_reference
-from terminator_jax.layers.sfne import SlowKernels, bottleneck_order
-from terminator_jax.ops.channel_major import enter, leave
+from terminator_jax.layers.sfne import SlowKernels, concat_order
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -52,17 +50,19 @@ def test_follows_the_reference(x64, case):
     maps = [normal(2, *block.size, c, seed=c) for c in (block.channels, *block.skips)]
     w = normal(2, *block.size, len(block.bottleneck.bias), seed=9)
 
-    def run(function):
+    def run(implementation):
         def loss(params, maps):
             rngs = nnx.Rngs(dropout=jax.random.key(1))
-            out = function(nnx.merge(graph, params), *maps[:1], maps[1:], rngs=rngs)
+            block = nnx.merge(graph, params)
+            block.implementation = implementation
+            out = block(*maps[:1], maps[1:], rngs=rngs)
             return jnp.sum(w * out), out
 
         (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, maps)
         return out, grads
 
-    out, grads = run(lambda block, *args, **kw: block(*args, **kw))
-    expected, expected_grads = run(sfne_reference)
+    out, grads = run("fused")
+    expected, expected_grads = run("reference")
     assert relative(out, expected) < 1e-11
     pairs = zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(expected_grads))
@@ -90,13 +90,13 @@ def test_nothing_causal_depends_on_what_comes_later(x64, operator):
         assert t == 5 or relative(after[1, 5], before[1, 5]) > 1e-3, t
 
 
-def test_bottleneck_order():
+def test_concat_order():
     """As the specification has it; what it does not name comes last."""
     order = ["o", "l2", "skip1", "f", "o_u", "l1", "s", "l3", "o_h", "l4", "skip2", "i"]
-    assert list(bottleneck_order(4, 2)) == order
-    assert list(bottleneck_order(4, 0)) == [n for n in order if "skip" not in n]
-    assert list(bottleneck_order(6, 3))[-3:] == ["l5", "l6", "skip3"]
-    assert set(bottleneck_order(0, 0)) == {"o", "f", "o_u", "s", "o_h", "i"}
+    assert list(concat_order(4, 2)) == order
+    assert list(concat_order(4, 0)) == [n for n in order if "skip" not in n]
+    assert list(concat_order(6, 3))[-3:] == ["l5", "l6", "skip3"]
+    assert set(concat_order(0, 0)) == {"o", "f", "o_u", "s", "o_h", "i"}
 
 
 def test_branches_are_those_of_the_release():
@@ -105,13 +105,13 @@ def test_branches_are_those_of_the_release():
 
 
 def test_given_kernels_take_the_slow_networks_place():
-    """Channel-major, as whole networks call it; each of the four kernels matters.
+    """As whole networks call it; each of the four kernels matters.
 
     The gate of the channels is one of them only where it closes: a standardization follows.
     """
     block, x = make(branches=ONE), normal(3, 4, 4, 4, dtype=np.float32)
     kernels = SlowKernels(*(net() for net in block.slow_nets()))
-    run = jax.jit(lambda kernels: leave(block.channel_major(enter(x), kernels=kernels)))
+    run = jax.jit(lambda kernels: block(x, kernels=kernels))
     expected = run(kernels)
     assert relative(expected, jax.jit(block)(x)) < 1e-4
     for name, kernel in kernels._asdict().items():
@@ -129,6 +129,7 @@ def test_bfloat16():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        (dict(implementation="fast"), "implementation 'fast' is not one of ('auto', 'reference'"),
         (dict(operator="plus"), "'plus' is not one of ('dot', 'product'"),
         (dict(causal=True), "only sequences, of size (length,), are causal, not maps (4, 4)"),
         (dict(groups=5), "4 x 3 channels do not divide into 5 groups"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nets import normal, relative
 
 from terminator_jax.ops import fastest, spectral
-from terminator_jax.ops.channel_major import enter, leave
+from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
 from terminator_jax.ops.convolution import (
     DENSE_UP_TO,
     METHODS,
@@ -210,7 +210,10 @@ def test_several_maps_with_one_kernel(method, per_sample):
 
     def together(maps, kernel):
         kernel = kernel if per_sample else kernel[None]
-        return map(leave, convolve_all([*map(enter, maps)], enter(kernel), method=method))
+        return map(
+            to_channels_last,
+            convolve_all([*map(to_channels_first, maps)], to_channels_first(kernel), method=method),
+        )
 
     def each(maps, kernel):
         return [fft_conv(x, kernel, method="dft") for x in maps]
@@ -355,8 +358,12 @@ def test_a_kernel_for_each_map(monkeypatch, platform, padding, correlate):
     options = dict(padding=padding, correlate=correlate)
 
     def together(maps, kernels):
-        joined = convolve_each([*map(enter, maps)], [enter(k[None]) for k in kernels], **options)
-        return [leave(part) for part in jnp.split(joined, 3)]
+        joined = convolve_each(
+            [*map(to_channels_first, maps)],
+            [to_channels_first(k[None]) for k in kernels],
+            **options,
+        )
+        return [to_channels_last(part) for part in jnp.split(joined, 3)]
 
     traced = str(jax.make_jaxpr(together)(maps, kernels))
     assert traced.count("conv_general_dilated[") == (platform == "tpu")

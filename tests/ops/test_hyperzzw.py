@@ -9,7 +9,7 @@ import pytest
 from nets import normal, relative
 
 from terminator_jax.ops import hyperzzw
-from terminator_jax.ops.channel_major import enter, leave
+from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
 from terminator_jax.ops.convolution import convolve_reference
 
 
@@ -30,15 +30,17 @@ def test_dot_gradients(x64):
 def test_product_and_twice():
     hyper, u = normal(2, 7, 3, dtype=np.float32), normal(2, 7, 3, seed=2, dtype=np.float32)
     np.testing.assert_array_equal(hyperzzw.product(hyper, u), np.asarray(hyper) * u)
-    np.testing.assert_allclose(hyperzzw.twice(u, hyper), np.asarray(u) ** 2 * hyper, rtol=1e-6)
+    np.testing.assert_allclose(
+        hyperzzw.quadratic_gate(u, hyper), np.asarray(u) ** 2 * hyper, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", hyperzzw.OPERATORS)
 def test_operators_are_the_functions_channel_major(x64, name):
     hyper, *maps = (normal(2, 4, 4, 3, seed=n) for n in range(3))
-    found = hyperzzw.OPERATORS[name](enter(hyper), [enter(u) for u in maps])
+    found = hyperzzw.OPERATORS[name](to_channels_first(hyper), [to_channels_first(u) for u in maps])
     for out, u in zip(found, maps, strict=True):
-        assert relative(leave(out), getattr(hyperzzw, name)(hyper, u)) < 1e-12
+        assert relative(to_channels_last(out), getattr(hyperzzw, name)(hyper, u)) < 1e-12
 
 
 @pytest.mark.parametrize("size", [(7,), (4, 5)], ids=str)

@@ -1,0 +1,214 @@
+"""The SFNE block in fewer and larger operations: what `SFNEBlock(implementation="fused")` computes.
+
+The result is that of the formula in `layers/sfne.py`. What differs is mathematics:
+
+- Linear maps of the same input are one: `W_k` and `W_q W_v` of each RGU, the two `W_y`.
+- The sum of channels' gates goes into the standardization that follows, whose statistics are known.
+- A skip that is tiled to more channels meets the sum of its copies' weights.
+- The local branches share one convolution, one mixer, one standardization and one activation.
+- What a standardization takes away again is never added: biases, and the local branches' scalars.
+
+Maps are `(channels, batch, *spatial)`, see `channels_first.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.channels_first import (
+    broadcast_channels,
+    pointwise,
+    spatial_axes,
+    spatial_moments,
+    to_channels_first,
+)
+from terminator_jax.ops.convolution import convolve_each
+from terminator_jax.ops.standardize import (
+    EPSILON,
+    AxisName,
+    across,
+    average,
+    moments,
+    normalize,
+    standardize,
+    standardize_groups,
+)
+
+
+class RGUWeights(NamedTuple):
+    """The weights of a recursive gated unit, in which `v` is read by `W_q` alone.
+
+    Attributes:
+      kernel: `(C, 2C)`, `W_k` beside `W_q W_v`.
+      bias: `(2C,)`, the same of the biases.
+      position: `(*size,)`, p.
+      out: `(C, C)`, `W_y`.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    position: jax.Array
+    out: jax.Array
+
+
+class SFNEWeights(NamedTuple):
+    """The weights of a block and the kernels that its slow networks give.
+
+    Attributes:
+      hyper: `(*size, C)`, the hyper-kernel.
+      gate: `(C,)`, the kernel of the hyper-channel interaction.
+      channel: `(C,)`, that of the hyper interaction over the channels.
+      spatial: `(*size,)`, that of the hyper interaction over the positions.
+      rgus: of x and of the hyper-kernel times x.
+      mixer: `(C, C)`.
+      local_mixer: `(branches, C, C)`.
+      bottleneck: by the name of each map, `(C, λC)`.
+      bias: the scalar after the last activation.
+    """
+
+    hyper: jax.Array
+    gate: jax.Array
+    channel: jax.Array
+    spatial: jax.Array
+    rgus: tuple[RGUWeights, RGUWeights]
+    mixer: jax.Array
+    local_mixer: jax.Array
+    bottleneck: Mapping[str, jax.Array]
+    bias: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SFNESettings:
+    """What a block is besides its weights; see `SFNEBlock` for each.
+
+    Attributes:
+      local: the names of the maps that each local branch convolves.
+      local_kernels: from the named maps, channels first, to a kernel `(*size, C)` for each local
+        branch.
+    """
+
+    operator: str
+    operator_scale: float
+    causal: bool
+    groups: int
+    local: Sequence[str]
+    local_kernels: Callable[[Mapping[str, jax.Array]], Sequence[jax.Array]]
+    axis_name: AxisName = None
+
+
+def fused_sfne(
+    x: jax.Array, skips: Mapping[str, jax.Array], weights: SFNEWeights, settings: SFNESettings
+) -> jax.Array:
+    """Computes the block before its dropout.
+
+    Args:
+      x: `(C, batch, *size)`.
+      skips: by their names, `(channels, batch, *size)` with channels that divide C.
+      weights: the block's weights.
+      settings: its other properties.
+
+    Returns:
+      `(λC, batch, *size)`.
+    """
+    hyper = x * broadcast_channels(to_channels_first(weights.hyper)[:, None], x)
+    f = _standardize(_rgu_pair(x, hyper, weights.rgus, settings), settings)
+    u = _standardize(pointwise(x, weights.mixer), settings)
+    h = _gate_channels(x, weights.gate, settings)
+    operator = hyperzzw.OPERATORS[settings.operator]
+    results = operator(hyper, [f, u, h], causal=settings.causal)
+    o, o_u, o_h = (_scale(result, settings.operator_scale) for result in results)
+    local = _local_branches({"x": x, "u": u, "h": h}, weights.local_mixer, settings)
+    i = _interact(o, x, weights, settings)
+    maps = {"local": local, "o": o, "f": f, "o_u": o_u, "s": jax.nn.silu(o), "o_h": o_h, "i": i}
+    maps |= skips
+    rows = _rows(weights.bottleneck, skips, len(settings.local))
+    y = pointwise(
+        jnp.concatenate(list(maps.values())), jnp.concatenate([rows[name] for name in maps])
+    )
+    y = standardize_groups(
+        y, settings.groups, batch_axis=1, channel_axis=0, running=_running(settings),
+        axis_name=settings.axis_name,
+    )  # fmt: skip
+    return gelu(y) + broadcast_channels(weights.bias, y)
+
+
+def _running(settings: SFNESettings) -> int | None:
+    """The axis that statistics run along."""
+    return 2 if settings.causal else None
+
+
+def _space(x: jax.Array, settings: SFNESettings) -> tuple[int, ...]:
+    """The axes that statistics of one sample are taken over."""
+    return () if settings.causal else spatial_axes(x)
+
+
+def _standardize(x: jax.Array, settings: SFNESettings) -> jax.Array:
+    """IS."""
+    if settings.causal:
+        return standardize(x, (), running=_running(settings))
+    return normalize(x, *spatial_moments(x), EPSILON)
+
+
+def _scale(x: jax.Array, scale: float) -> jax.Array:
+    return x if scale == 1 else x * scale
+
+
+def _rgu_pair(
+    x: jax.Array, hyper: jax.Array, rgus: Sequence[RGUWeights], settings: SFNESettings
+) -> jax.Array:
+    """`RGU₁(x) + RGU₂(hyper)`, with one product for both `W_y`."""
+    gated = []
+    for map_, rgu in zip((x, hyper), rgus, strict=True):
+        k, q = jnp.split(pointwise(map_, rgu.kernel, rgu.bias), 2)
+        gate = gelu(_standardize(k * q, settings))
+        gated.append(gate + broadcast_channels(rgu.position[None, None], gate))
+    return pointwise(jnp.concatenate(gated), jnp.concatenate([rgu.out for rgu in rgus]))
+
+
+def _gate_channels(x: jax.Array, kernel: jax.Array, settings: SFNESettings) -> jax.Array:
+    """IS of the hyper-channel interaction."""
+    mean, square = moments(x, _space(x, settings), running=_running(settings))
+    gate = jax.nn.sigmoid(hyperzzw.quadratic_gate(mean, broadcast_channels(kernel, mean)))
+    if settings.causal:
+        return _standardize(x * gate.astype(x.dtype), settings)
+    # One gate for each sample and channel, so IS(g x) needs the statistics of x alone.
+    return normalize(x, mean, square, EPSILON, gate=gate)
+
+
+def _interact(
+    o: jax.Array, x: jax.Array, weights: SFNEWeights, settings: SFNESettings
+) -> jax.Array:
+    """The hyper interaction of (o, x)."""
+    mean = average(o, _space(o, settings), running=_running(settings))
+    channel = hyperzzw.quadratic_gate(mean, broadcast_channels(weights.channel, mean))
+    spatial = hyperzzw.quadratic_gate(average(o, (0,)), weights.spatial[None, None])
+    return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)
+
+
+def _local_branches(
+    maps: Mapping[str, jax.Array], mixer: jax.Array, settings: SFNESettings
+) -> jax.Array:
+    """All local branches, one after the other along the channels."""
+    kernels = [to_channels_first(kernel)[:, None] for kernel in settings.local_kernels(maps)]
+    padding = "causal" if settings.causal else "same"
+    y = convolve_each([maps[n] for n in settings.local], kernels, padding=padding, correlate=True)
+    branches = y.reshape(len(kernels), -1, *y.shape[1:])
+    y = jax.vmap(pointwise)(branches, mixer).reshape(y.shape)
+    statistics = moments(y, (1, *_space(y, settings)), running=_running(settings))
+    return gelu(normalize(y, *across(statistics, settings.axis_name), EPSILON))
+
+
+def _rows(
+    bottleneck: Mapping[str, jax.Array], skips: Mapping[str, jax.Array], branches: int
+) -> dict[str, jax.Array]:
+    """The bottleneck's weights of each map; those of a tiled map are summed over its copies."""
+    rows = dict(bottleneck)
+    rows["local"] = jnp.concatenate([rows.pop(f"l{n + 1}") for n in range(branches)])
+    for name, skip in skips.items():
+        rows[name] = jnp.sum(rows[name].reshape(-1, len(skip), rows[name].shape[1]), axis=0)
+    return rows
