@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import report
 import timing
-
 from terminator_jax.layers.reference import sfne_reference
+
 from terminator_jax.models import terminator
 from terminator_jax.training import config as configs
 from terminator_jax.training import memory

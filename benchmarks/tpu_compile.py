@@ -35,9 +35,9 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from terminator_jax.layers.reference import sfne_reference
 
 from terminator_jax.layers import SFNEBlock
-from terminator_jax.layers.reference import sfne_reference
 from terminator_jax.ops.fastest import Choice
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import make_optimizer

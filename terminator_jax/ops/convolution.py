@@ -288,7 +288,7 @@ def _convolve(
     if method != "auto":
         return _by_method(window, method, maps, kernel)
     return by_platform(
-        spatial, kernel.shape[2:], kernel.shape[1] > 1,
+        spatial, kernel.shape[2:], kernel.shape[1] != 1,
         lambda choice: functools.partial(_by_choice, window, choice), maps, kernel,
     )  # fmt: skip
 

@@ -71,8 +71,9 @@ def fastest(platform: str, spatial: Sequence[int], size: Sequence[int], per_samp
         if (p.platform, p.dims, p.per_sample) == (platform, len(spatial), per_sample)
     ]  # fmt: skip
     if not alike:
-        small = math.prod(size) <= SMALL
-        method = UP_TO.get(platform, "direct") if small else BEYOND.get(platform, "dft")
+        # XLA's convolution cannot have as many groups as a batch of unknown size has samples.
+        small = math.prod(size) <= SMALL and not (per_sample and UP_TO[platform] == "lax")
+        method = UP_TO[platform] if small else BEYOND[platform]
         return Choice(method, method)
 
     def distance(point):

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from terminator_jax.ops.channels_first import match_varying_axes
 from terminator_jax.ops.dtypes import at_least_float32
@@ -63,7 +64,7 @@ def content_lambdas(keys: jax.Array, values: jax.Array) -> jax.Array:
       keys: `(batch, *spatial, u, k)`, normalized.
       values: `(batch, *spatial, u, v)`.
     """
-    keys, values = (a.reshape(len(a), -1, a.shape[-1]) for a in (keys, values))
+    keys, values = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (keys, values))
     return jnp.einsum("bmk,bmv->bkv", keys, values)
 
 
@@ -145,7 +146,7 @@ def apply_lambdas(
     content = content_lambdas(normalize_keys(keys), values)
     if bias is not None:
         content += bias.astype(content.dtype)[None, :, None]
-    flat = queries.reshape(len(queries), -1, *queries.shape[-2:])
+    flat = queries.reshape(queries.shape[0], -1, *queries.shape[-2:])
     by_content = jnp.einsum("bnhk,bkv->bnhv", flat, content.astype(queries.dtype))
     by_position = meet_position_lambdas(queries, values, table, method=method)
     return by_content.reshape(by_position.shape) + by_position
@@ -175,6 +176,7 @@ def meet_position_lambdas(
 
 def _fastest(values: jax.Array, table: jax.Array) -> str:
     batch, *spatial, depth, features = values.shape
+    batch = 1 if export.is_symbolic_dim(batch) else batch  # a batch of unknown size
     # The table's rows as matrices must not take more memory than the lambdas that are avoided.
     rows, columns = min(len(table), 2 * spatial[0] - 1), math.prod(spatial[1:])
     matrices, lambdas = rows * columns**2 * depth, batch * math.prod(spatial) * features
@@ -288,7 +290,9 @@ def _transform(method: str, spatial: Sequence[int], window: Sequence[int]) -> Tr
 
 
 def _keys_at_once(keys: int, bytes_each: int) -> int:
-    """The largest divisor of the number of keys that keeps the bound, or 1."""
+    """The largest divisor of the number of keys that keeps the bound; 1 for an unknown batch."""
+    if export.is_symbolic_dim(bytes_each):
+        return 1
     fitting = max(1, SPECTRA_BYTES // bytes_each)
     return max(n for n in range(1, keys + 1) if keys % n == 0 and n <= fitting)
 
