@@ -10,6 +10,7 @@ the time of the step.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import subprocess
@@ -25,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import report
 import timing
-from terminator_jax.layers.reference import sfne_reference
 
-from terminator_jax.models import terminator
+from terminator_jax.layers import sfne
+from terminator_jax.models import MODELS, Terminator
 from terminator_jax.training import config as configs
 from terminator_jax.training import memory
 from terminator_jax.training.optimizer import make_optimizer
@@ -136,14 +137,10 @@ def measure(case: Case) -> Result:
 
 
 def plain_blocks() -> None:
-    """Lets networks compute their blocks by the reference, channels last."""
-
-    def run(block, x, skips, kernels, rngs):
-        del kernels
-        skips = [jnp.moveaxis(skip, 0, -1) for skip in skips]
-        return jnp.moveaxis(sfne_reference(block, jnp.moveaxis(x, 0, -1), skips, rngs=rngs), -1, 0)
-
-    terminator._run = run
+    """Lets networks compute their blocks by the formula, with convolutions by FFT."""
+    plain = functools.partial(Terminator, implementation="reference")
+    MODELS["terminator"] = MODELS["terminator"]._replace(module=plain)
+    sfne.REFERENCE_CONVOLUTION = "fft"
 
 
 def line(case: Case, result: Result) -> list[str]:

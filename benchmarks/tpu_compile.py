@@ -11,8 +11,6 @@ block), so `jax.default_backend` is made to answer "tpu" while a program is trac
 """
 
 import argparse
-import contextlib
-import importlib
 import json
 import math
 import os
@@ -35,10 +33,8 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from terminator_jax.layers.reference import sfne_reference
 
-from terminator_jax.layers import SFNEBlock
-from terminator_jax.ops.fastest import Choice
+from terminator_jax.layers import SFNEBlock, sfne
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import make_parallel
@@ -48,7 +44,6 @@ from terminator_jax.training.task import make_task
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 12 * 60  # seconds of a case, tracing included
-CONVOLUTION = importlib.import_module("terminator_jax.ops.convolution")  # not the function
 PICTURES = 50_000  # of an epoch, which the schedule counts in
 
 
@@ -86,9 +81,9 @@ CASES = {
     "digits-4x4": Step("v5e:4x4", "jit", "bfloat16", 64, "digits"),
     "digits-16x16": Step("v5e:16x16", "jit", "bfloat16", 64, "digits"),
     "mnist": Step("v5e:2x2", "jit", "bfloat16", 64, "mnist"),
-    "block": Block("SFNEBlock"),
-    "block-bfloat16": Block("SFNEBlock", "bfloat16"),
-    "block-literal": Block("sfne_reference"),
+    "block": Block("fused"),
+    "block-bfloat16": Block("fused", "bfloat16"),
+    "block-literal": Block("reference"),
 }
 
 
@@ -130,14 +125,19 @@ def lower_block(case: Block) -> jax.stages.Lowered:
     """A block with its gradients by parameters and inputs."""
     size = (32, 32)
     make = lambda: SFNEBlock(  # noqa: E731
-        size, case.channels, factor=2, skips=case.skips, dtype=case.dtype, rngs=nnx.Rngs(0)
+        size,
+        case.channels,
+        factor=2,
+        skips=case.skips,
+        dtype=case.dtype,
+        implementation=case.way,
+        rngs=nnx.Rngs(0),
     )
     graph, params, other = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
-    call = {"SFNEBlock": SFNEBlock.__call__, "sfne_reference": sfne_reference}[case.way]
 
     def both(params, other, maps, dy):
         def forward(params, maps):
-            return call(nnx.merge(graph, params, other, copy=True), maps[0], maps[1:])
+            return nnx.merge(graph, params, other, copy=True)(maps[0], maps[1:])
 
         y, pullback = jax.vjp(forward, params, maps)
         return y, pullback(dy)
@@ -148,8 +148,7 @@ def lower_block(case: Block) -> jax.stages.Lowered:
     maps = [shape(c) for c in (case.channels, *case.skips)]
     one = NamedSharding(Mesh(np.array(devices_of(case.topology)), ("chip",)), P())
     step = jax.jit(both, in_shardings=one, out_shardings=one)
-    by_fft = mock.patch.object(CONVOLUTION, "fastest", return_value=Choice("fft", "fft"))
-    with by_fft if case.way == "sfne_reference" else contextlib.nullcontext():
+    with mock.patch.object(sfne, "REFERENCE_CONVOLUTION", "fft"):
         return step.lower(params, other, maps, shape(2 * case.channels))
 
 
@@ -157,8 +156,7 @@ def compile_case(case: Step | Block, keep: Path | None) -> dict:
     """What compiling a case takes, and what the compiler says of the program."""
     lower: Callable = lower_step if isinstance(case, Step) else lower_block
     start = time.perf_counter()
-    with mock.patch.object(jax, "default_backend", return_value="tpu"):
-        lowered = lower(case)
+    lowered = lower(case)
     traced = time.perf_counter()
     result = {"trace": traced - start}
     try:
