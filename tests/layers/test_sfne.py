@@ -156,3 +156,65 @@ def test_wrong_maps(shapes, message):
     x, *skips = map(jnp.zeros, shapes)
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(make(skips=(2,), branches=ONE), x, skips)
+
+
+@pytest.fixture
+def optimized():
+    """Compiles as users do, for a test of a program and not of a formula."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.1)])
+def test_the_program_that_users_run(optimized, dtype, bound):
+    """Fused and optimized, with all its gradients, against the formula in float64."""
+    skips, size = (2, 4), (8, 8)
+
+    def block(implementation, dtype, param_dtype):
+        # A low frequency, whose phases float32 has to enough digits.
+        return make(
+            size, skips=skips, implementation=implementation, omega0=5.0, dtype=dtype,
+            param_dtype=param_dtype,
+        )  # fmt: skip
+
+    def run(block, maps):
+        graph, params = nnx.split(block, nnx.Param)
+
+        def loss(params, maps):
+            out = nnx.merge(graph, params)(maps[0], maps[1:])
+            return jnp.sum(out.astype(params.bias.dtype) * w), out
+
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, maps)
+        return out, grads
+
+    with jax.enable_x64(True):
+        maps = [normal(3, *size, c, seed=c) for c in (4, *skips)]
+        w = normal(3, *size, 12, seed=9)
+        expected, wanted = run(block("reference", jnp.float64, jnp.float64), maps)
+        expected, wanted, maps, w = jax.tree.map(np.asarray, (expected, wanted[1], maps, w))
+    maps, w = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (maps, w))
+    out, (_, found) = run(block("fused", dtype, jnp.float32), maps)
+    assert np.std(np.asarray(out, np.float64) - expected) < bound * np.std(expected)
+    for grad, right in zip(found, wanted, strict=True):
+        assert np.std(np.asarray(grad, np.float64) - right) < 2 * bound * np.std(right)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
+def test_an_infinity_stays_where_it_can_be_seen(implementation):
+    """Nothing turns what is not finite into a number."""
+    block = make(implementation=implementation, branches=ONE)
+    x = normal(2, 4, 4, 4, dtype=np.float32)
+    out = jax.jit(block)(jnp.asarray(x).at[1, 2, 2, 0].set(jnp.inf))
+    assert not np.isfinite(np.asarray(out[1])).any()
+
+
+def test_forward_mode_of_the_reference_agrees_with_its_gradients(x64):
+    block = make(**CASES["1-D"] | dict(implementation="reference"), param_dtype=jnp.float64)
+    x, dx, skip = (normal(2, 6, c, seed=n) for n, c in enumerate((4, 4, 1)))
+    call = lambda x: block(x, [skip])  # noqa: E731
+    out, tangent = jax.jit(lambda x: jax.jvp(call, (x,), (dx,)))(x)
+    dy = normal(*out.shape, seed=5)
+    (gradient,) = jax.jit(lambda x: jax.vjp(call, x)[1](dy))(x)
+    assert relative(jnp.sum(tangent * dy), jnp.sum(gradient * dx)) < 1e-9

@@ -1,4 +1,4 @@
-"""GELU and gates against their definitions."""
+"""GELU and the error function against their definitions."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from terminator_jax.ops.activation import erf, gated, gelu, gelu_slope
+from terminator_jax.ops.activation import erf, gelu
 
 X = np.linspace(-8, 8, 101)
 
@@ -35,7 +35,7 @@ def test_derivatives_of_the_error_function(x64):
     np.testing.assert_allclose(forwards, bell, rtol=1e-13)
 
 
-@pytest.mark.parametrize("function", [erf, gelu, gelu_slope, lambda x: gated(x, x)])
+@pytest.mark.parametrize("function", [erf, gelu])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_inside_shard_map(function, dtype):
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -53,25 +53,3 @@ def test_narrow(dtype, rounding):
     expected = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in np.float64(x)]
     assert gelu(x).dtype == dtype
     np.testing.assert_allclose(np.float64(gelu(x)), expected, rtol=1.01 * rounding, atol=1e-6)
-
-
-def test_slope(x64):
-    slopes = jax.vmap(jax.grad(gelu))(jnp.asarray(X))
-    np.testing.assert_allclose(gelu_slope(jnp.asarray(X)), slopes, rtol=1e-12, atol=1e-14)
-
-
-def test_gated(x64):
-    """Against JAX's own gradient of what it says."""
-    x, gate, dy = (jnp.asarray(np.random.default_rng(n).normal(size=20)) for n in range(3))
-    out, pullback = jax.vjp(gated, x, gate)
-    expected, plain = jax.vjp(lambda x, gate: x / (1 + jnp.exp(-gate)), x, gate)
-    np.testing.assert_allclose(out, expected, rtol=1e-13)
-    for found, wanted in zip(pullback(dy), plain(dy), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-12)
-
-
-def test_gated_is_narrow_as_its_map():
-    x, gate = jnp.ones(3, jnp.bfloat16), jnp.zeros(3)
-    out, pullback = jax.vjp(gated, x, gate)
-    assert out.dtype == jnp.bfloat16
-    assert [g.dtype for g in pullback(out)] == [jnp.bfloat16, jnp.float32]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from nets import normal, relative
 
-from terminator_jax.ops import fastest, spectral
+from terminator_jax.ops import fastest
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
 from terminator_jax.ops.convolution import (
     DENSE_UP_TO,
@@ -27,7 +27,7 @@ from terminator_jax.ops.convolution import (
     fft_conv,
 )
 from terminator_jax.ops.fourier import fast_length
-from terminator_jax.ops.measured import POINTS, Point
+from terminator_jax.ops.measured import Point
 
 pytestmark = pytest.mark.usefixtures("x64")
 methods = pytest.mark.parametrize("method", METHODS[1:])
@@ -276,36 +276,17 @@ def test_gradients_of_gradients(method):
         assert relative(found, expected) < 1e-11
 
 
-def test_auto_takes_what_was_fastest_with_and_without_a_gradient(monkeypatch):
+def test_auto_takes_what_was_fastest_nearby(monkeypatch):
     points = [
         Point("cpu", 1, 8, 8, True, "direct", "dense"),
         Point("cpu", 1, 64, 8, True, "dense", "direct"),
     ]
     monkeypatch.setattr(fastest, "POINTS", points)
-
-    def operations(size, function):
-        x = jnp.ones((2, size, 3))
-        return str(jax.make_jaxpr(function)(x, jnp.ones((2, 7, 3))))
-
-    def gradient(x, k):
-        return jax.vjp(fft_conv, x, k)[1](x)
-
-    for size, has_product in ((9, False), (50, True)):
-        assert ("dot_general" in operations(size, fft_conv)) == has_product
-    assert "dot_general" in operations(9, gradient)
     assert fastest.fastest("cpu", (9,), (7,), True) == ("direct", "dense")
     assert fastest.fastest("cpu", (50,), (30,), True) == ("dense", "direct")
 
 
-def test_at_every_point_measured_auto_is_the_fastest():
-    assert {p.platform for p in POINTS} >= {"cpu"}
-    for p in POINTS:
-        size, kernel = (p.length,) * p.dims, (p.kernel,) * p.dims
-        choice = fastest.fastest(p.platform, size, kernel, p.per_sample)
-        assert choice == (p.forward, p.gradient), p
-
-
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "another"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_auto_is_a_method_everywhere(platform, dims):
     for n, k in ((4, 3), (4, 9), (1000, 3), (1000, 1000)):
@@ -347,11 +328,12 @@ def test_fast_lengths_have_small_factors_and_are_the_next():
     assert math.log2(fast_length(2**20)) == 20
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("method", ["lax", "direct", "dense"])
 @pytest.mark.parametrize("padding, correlate", [("same", True), ("same", False), ("causal", True)])
-def test_a_kernel_for_each_map(monkeypatch, platform, padding, correlate):
-    """Together, as on TPUs, and one after the other."""
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_a_kernel_for_each_map(monkeypatch, method, padding, correlate):
+    """Together, as on TPUs, their gradients together, and one after the other."""
+    points = [Point("cpu", dims, 9, 4, False, method, method) for dims in (1, 2)]
+    monkeypatch.setattr(fastest, "POINTS", points)
     size, kernels = ((9,), (3, 4, 6)) if padding == "causal" else ((9, 6), (3, 4, 6))
     maps = [normal(2, *size, 2, seed=n) for n in range(3)]
     kernels = [normal(*[k] * len(size), 2, seed=k) for k in kernels]
@@ -365,21 +347,15 @@ def test_a_kernel_for_each_map(monkeypatch, platform, padding, correlate):
         )
         return [to_channels_last(part) for part in jnp.split(joined, 3)]
 
-    traced = str(jax.make_jaxpr(together)(maps, kernels))
-    assert traced.count("conv_general_dilated[") == (platform == "tpu")
     found = jax.jit(together)(maps, kernels)
     for x, kernel, out in zip(maps, kernels, found, strict=True):
         assert relative(out, convolve_reference(x, kernel, **options)) < 1e-12
 
 
-@pytest.mark.parametrize("part_bytes", [1, 2**21])
-@pytest.mark.parametrize("devices", [1, 2])
-def test_gradients_of_a_kernel_for_each_map(monkeypatch, part_bytes, devices):
-    """Channel by channel or all at once, in a loop or not, one map met twice: as each alone."""
+def test_gradients_of_a_kernel_for_each_map(monkeypatch):
+    """Together, one map met twice: as each alone."""
     always = Point("cpu", 2, 8, 4, False, "direct", "direct")
     monkeypatch.setattr(fastest, "POINTS", [always])
-    monkeypatch.setattr(spectral, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
     maps = [normal(3, 2, 9, 6, seed=n) for n in range(2)]
     kernels = [normal(3, 1, *size, seed=size[0]) for size in ((3, 3), (12, 5), (4, 6), (1, 2))]
     dy = normal(4 * 3, 2, 9, 6, seed=7)
@@ -392,8 +368,6 @@ def test_gradients_of_a_kernel_for_each_map(monkeypatch, part_bytes, devices):
         pairs = zip((maps[0], maps[1], maps[1], maps[0]), kernels, strict=True)
         return jnp.concatenate([convolve(x, k, method="dense", **options) for x, k in pairs])
 
-    traced = str(jax.make_jaxpr(jax.grad(lambda k: together(maps, k).sum()))(kernels))
-    assert ("cond[" in traced) == (devices == 1)
     found, expected = (jax.vjp(way, maps, kernels) for way in (together, alone))
     assert relative(found[0], expected[0]) < 1e-12
     for a, b in zip(
