@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     from terminator_jax.training import evaluation
 
     wanted = None if flags.step == "best" else int(flags.step)
-    step, scores, counted, baselines = evaluation.evaluate_checkpoint(
+    step, scores, unit, baselines = evaluation.evaluate_checkpoint(
         workdir, wanted, overrides, flags.size or None
     )
     print(
         f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
-        f"{scores['count']:.0f} {counted}"
+        f"{scores['count']:.0f} {unit}"
     )
     if baselines:
         named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
@@ -43,13 +43,13 @@ def main(arguments: Sequence[str]) -> int:
 
     step = None if flags.step == "best" else int(flags.step)
     task, model = generation.load(workdir, step)
-    tokens, hidden = generation.begin(grid or task.config.data.grid, flags.prompt, at)
+    tokens, hidden = generation.prompt_grid(grid or task.config.data.grid, flags.prompt, at)
     filled = generation.fill(
         model, tokens[None], hidden[None], rounds=flags.rounds, temperature=flags.temperature,
         top_k=flags.top_k, seed=flags.seed,
     )  # fmt: skip
-    rounds = ((generation.show(tokens[0], left[0]), int(left.sum())) for tokens, left in filled)
-    _print(generation.show(tokens, hidden), rounds)
+    rounds = ((generation.render(tokens[0], left[0]), int(left.sum())) for tokens, left in filled)
+    _print(generation.render(tokens, hidden), rounds)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from absl import logging
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import paths
 
 USER_ERROR = 2

@@ -24,7 +24,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training.paths import experiment_file
 
 # How a flag for an option of the model begins.
@@ -211,7 +211,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         >>> override(default_config(), ["--config.epoch=3"])
         Traceback (most recent call last):
         ...
-        terminator_jax.data.errors.InputError: there is no config.epoch: did you mean config.epochs?
+        terminator_jax.errors.InputError: there is no config.epoch: did you mean config.epochs?
     """
     options = [argument for argument in overrides if argument.startswith(OPTION)]
     config = _parse(config, [argument for argument in overrides if argument not in options])

@@ -5,7 +5,7 @@ import pytest
 from terminator_jax.layers import LocalBranch
 from terminator_jax.training import config as configs
 from terminator_jax.training import parallel
-from terminator_jax.training.task import make_task
+from terminator_jax.training.tasks import make_task
 
 TINY = "tests/training/tiny.py"
 
@@ -137,7 +137,7 @@ def test_flags(run_main, tmp_path, flags, says):
 
 
 def test_process_0_is_not_there(run_main, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "PATIENCE", 0.5)
+    monkeypatch.setattr(parallel, "CONNECT_TIMEOUT_S", 0.5)
     flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
     result = run_main("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *flags)
     check(result, tmp_path / "run", "no process 0 at --coordinator=127.0.0.1:1: ")
