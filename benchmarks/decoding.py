@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import report
-from terminator_jax.training.masked_tokens import score
 
 from terminator_jax.data import ngrams
 from terminator_jax.data.text import Text
@@ -58,7 +57,7 @@ class Judge:
         known = np.mean([word in self._words for word in found])
         mask = np.ones(len(grids), bool)
         batch = {"tokens": grids, "index": np.arange(len(grids)), "mask": mask}
-        sums = score(self._task, self._model, batch)
+        sums = self._task.eval_step(self._model, batch)
         own = float(sums["loss"]) / float(sums["count"])
         return [f"{bigram:.3f}", f"{known:.0%}", f"{own:.3f}"]
 

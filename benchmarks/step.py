@@ -30,7 +30,7 @@ from terminator_jax.layers.reference import sfne_reference
 from terminator_jax.models import terminator
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.state import new_state
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
 from terminator_jax.training.tasks import make_task
 
@@ -101,7 +101,7 @@ def program(case: Case) -> tuple[Callable, list]:
         return make_train_step(task, model_def, tx, schedule), [state, batch]
 
     def forward(params, pictures):
-        return model_def.merge(params, model_state)(task.inputs(pictures))
+        return model_def.merge(model_def.unravel(params), model_state)(task.inputs(pictures))
 
     return forward, [state.params, pictures]
 

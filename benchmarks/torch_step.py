@@ -35,7 +35,7 @@ from terminator_jax.convert import terminator_to_release
 from terminator_jax.models import Terminator, TerminatorConfig
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.state import new_state
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
 from terminator_jax.training.tasks import Task, make_task
 

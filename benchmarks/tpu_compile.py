@@ -42,7 +42,7 @@ from terminator_jax.ops.fastest import Choice
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import make_parallel
-from terminator_jax.training.state import new_state
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
 from terminator_jax.training.tasks import make_task
 
@@ -114,8 +114,8 @@ def lower_step(case: Step) -> jax.stages.Lowered:
     mode = make_parallel(config, devices)
     task = make_task(config, mode.axis_name)
     tx, schedule = make_optimizer(config, max(1, PICTURES // total))
-    model_def, params, others = split_model(nnx.eval_shape(task.make_model))
-    state = jax.eval_shape(lambda p, o: new_state(p, o, tx, config.seed), params, others)
+    model_def, params, model_state = split_model(nnx.eval_shape(task.make_model))
+    state = jax.eval_shape(lambda p, o: new_state(p, o, tx, config.seed), params, model_state)
     step = mode.compile(make_train_step(task, model_def, tx, schedule), donate=True)
     rows = (total,) if mode.axis_name is None else (len(devices), case.batch)
     picture = (*task.model_config.size, task.model_config.channels)

@@ -15,7 +15,7 @@ from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.metrics import Scalars, weighted_means
 from terminator_jax.training.parallel import process_shard
 from terminator_jax.training.setup import Run, make_run
-from terminator_jax.training.state import split_model
+from terminator_jax.training.state import ravel, split_model
 from terminator_jax.training.step import make_eval_step
 from terminator_jax.training.tasks import Task, make_task
 
@@ -94,7 +94,7 @@ def evaluate_checkpoint(
 
 def _resized(run: Run, size: int) -> Run:
     """Returns the run with `size` pixels per side; says on stderr what changes in the model."""
-    model = run.model_def.merge(run.state.params, run.state.model_state)
+    model = run.model_def.merge(run.named_parameters(), run.state.model_state)
     if run.config.data.sequence or not hasattr(model, "resized"):
         raise InputError("--size is for models of pictures that have a `resized`: leave it away")
     model, changes = model.resized((size, size))
@@ -109,7 +109,7 @@ def _resized(run: Run, size: int) -> Run:
         task=task,
         eval_data=task.open(config.data.eval_split),
         model_def=model_def,
-        state=run.state._replace(params=params, model_state=model_state),
+        state=run.state._replace(params=ravel(params), model_state=model_state),
     )
 
 

@@ -38,7 +38,7 @@ def load(workdir: Path, step: int | None = None) -> tuple[MaskedTokens, nnx.Modu
     checkpoints, chosen = open_checkpoint(workdir, step, task)
     tx, _ = make_optimizer(config, steps_per_epoch=1000)  # only the shapes of its state count
     model_def, params, model_state = split_model(task.make_model())
-    state = new_state(params, model_state, tx, config.seed)
+    state = new_state(params, model_state, tx, config.seed)._replace(params=params)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, _ = checkpoints.restore(chosen, state, sharding)
     model = model_def.merge(state.params, state.model_state)

@@ -34,11 +34,6 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer that the configuration names, and its learning rate at each step.
-
-    The optimizer sees all parameters as one vector, in the order of their names: a few operations
-    instead of a few for each of hundreds of tensors, and the same state in a checkpoint whatever
-    the program looks like.
-    """
+    """Returns the optimizer that the configuration names, and its learning rate at each step."""
     schedule = make_schedule(config, steps_per_epoch)
-    return optax.flatten(OPTIMIZERS[config.optimizer.name](schedule, config.optimizer)), schedule
+    return OPTIMIZERS[config.optimizer.name](schedule, config.optimizer), schedule

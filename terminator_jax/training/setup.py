@@ -19,7 +19,7 @@ from terminator_jax.training import config as configs
 from terminator_jax.training.checkpoint import Checkpoints
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import Parallel, make_parallel, process_shard
-from terminator_jax.training.state import ModelDef, TrainState, new_state, split_model
+from terminator_jax.training.state import ModelDef, TrainState, new_state, ravel, split_model
 from terminator_jax.training.tasks import Task, make_task
 
 
@@ -62,7 +62,11 @@ class Run:
     @property
     def num_parameters(self) -> int:
         """Values that are trained."""
-        return sum(x.size for x in jax.tree.leaves(self.state.params))
+        return self.state.params.size
+
+    def named_parameters(self) -> nnx.State:
+        """Returns the parameters by their names, in the memory of this process."""
+        return self.model_def.unravel(jax.device_get(self.state.params))
 
     def load_data(self) -> None:
         """Reads all examples into memory, if the configuration says so."""
@@ -86,7 +90,10 @@ class Run:
         Raises:
             InputError: if the checkpoint is of another model or optimizer.
         """
-        self.state, position = checkpoints.restore(step, self.state, self.parallel.replicated)
+        abstract = self.state._replace(params=self.model_def.params)
+        state, position = checkpoints.restore(step, abstract, self.parallel.replicated)
+        params = ravel(jax.device_get(state.params))
+        self.state = self.parallel.replicate(state._replace(params=params))
         return position
 
     def save(
@@ -97,14 +104,14 @@ class Run:
         scores: dict[str, float] | None,
     ) -> None:
         """Writes a checkpoint: the state, the position of the batches and the scores, if any."""
-        state = self.parallel.to_global(self.state)
+        state = self.parallel.to_global(self.state._replace(params=self.named_parameters()))
         checkpoints.save(step, state, batches.get_state(), scores)
 
     def save_model(self, workdir: Path, step: int) -> None:
         """Writes the model alone, for `terminator_jax.load_model`."""
         loading.save_model(
             workdir / loading.FILE_NAME,
-            nnx.merge_state(self.state.params, self.state.model_state),
+            nnx.merge_state(self.named_parameters(), self.state.model_state),
             config=configs.to_json(self.config),
             classes=self.train_data.classes,
             step=step,
@@ -133,5 +140,6 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
 
     model_def, params, model_state = split_model(task.make_model())
     tx, schedule = make_optimizer(config, len(train_data) // config.batch_size)
+    params = jax.device_get(params)  # raveled there, without a program for each shape
     state = parallel.replicate(new_state(params, model_state, tx, config.seed))
     return Run(config, parallel, task, train_data, eval_data, model_def, tx, schedule, state)

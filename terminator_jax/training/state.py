@@ -1,26 +1,33 @@
-"""The state of a run: everything that a training step reads and replaces, as one pytree."""
+"""The state of a run: everything that a training step reads and replaces, as one pytree.
+
+The parameters are one vector, that of `jax.flatten_util.ravel_pytree`. As named arrays, each of
+hundreds would get a kernel of its own in the update, and the step would take a third longer to
+compile: for two small blocks 39 s of CPU time instead of 29. Checkpoints have them by their names.
+"""
 
 import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 
 class TrainState(NamedTuple):
     """What a training step takes and returns.
 
     Attributes:
-        params: the parameters by their names.
+        params: the parameters as one vector; `ModelDef.unravel` names them.
         model_state: the model's other variables, such as running averages; often none.
         opt_state: the state of the optimizer.
         key: the data of the random key that every step derives its own from; it stays the same.
         step: the number of steps done.
     """
 
-    params: nnx.State
+    params: jax.Array
     model_state: nnx.State
     opt_state: optax.OptState
     key: jax.Array
@@ -34,6 +41,7 @@ class ModelDef:
     Attributes:
         graphdef: the structure of the model.
         streams: shapes and dtypes of its random streams, such as those of `nnx.Dropout`.
+        params: shapes and dtypes of its parameters, by their names.
 
     Example:
         >>> model_def, params, model_state = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
@@ -43,6 +51,19 @@ class ModelDef:
 
     graphdef: nnx.GraphDef
     streams: nnx.State
+    params: nnx.State
+
+    def unravel(self, vector: jax.Array) -> nnx.State:
+        """Returns the parameters by their names, from all of them as one vector."""
+        leaves, treedef = jax.tree.flatten(self.params)
+        sizes = [leaf.size for leaf in leaves]
+        if isinstance(vector, np.ndarray):
+            parts = np.split(vector, np.cumsum(sizes)[:-1])
+        else:
+            parts = jax.lax.split(vector, sizes)
+        return treedef.unflatten(
+            [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        )
 
     def merge(
         self, params: nnx.State, model_state: nnx.State, key: jax.Array | None = None
@@ -73,8 +94,8 @@ def _stream(leaf: jax.ShapeDtypeStruct, key: jax.Array, number: int) -> jax.Arra
 def split_model(model: nnx.Module) -> tuple[ModelDef, nnx.State, nnx.State]:
     """Splits a model into its definition, its parameters and its other variables."""
     graphdef, params, streams, model_state = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), streams)
-    return ModelDef(graphdef, shapes), params, model_state
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (streams, params))
+    return ModelDef(graphdef, *shapes), params, model_state
 
 
 def new_state(
@@ -94,6 +115,20 @@ def new_state(
         0
     """
     key = jax.random.key_data(jax.random.key(seed))
-    # One program: an operation for each parameter would be compiled on its own.
-    opt_state = jax.jit(tx.init)(params)
-    return TrainState(params, model_state, opt_state, key, jnp.zeros((), jnp.int32))
+    vector = ravel(params)
+    return TrainState(vector, model_state, tx.init(vector), key, jnp.zeros((), jnp.int32))
+
+
+def ravel(params: nnx.State) -> jax.Array:
+    """Returns all parameters as one vector, in the order of their names.
+
+    Raises:
+        TypeError: if they have several dtypes.
+    """
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    if len(dtypes) > 1:
+        raise TypeError(f"parameters must have one dtype, got {sorted(map(str, dtypes))}")
+    leaves = jax.tree.leaves(params)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):  # no program for each shape
+        return np.concatenate([leaf.reshape(-1) for leaf in leaves])
+    return ravel_pytree(params)[0]

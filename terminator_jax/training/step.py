@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 
 from terminator_jax.ops.standardize import across
-from terminator_jax.training.state import ModelDef, TrainState, split_model
+from terminator_jax.training.state import ModelDef, TrainState, ravel, split_model
 from terminator_jax.training.tasks import Batch, Metrics, Task
 
 # The keys that a step's `rngs.dropout()` gives are those folded with 0, 1, …: far from this one.
@@ -39,8 +39,9 @@ def make_train_step(
             _, _, model_state = split_model(model)
             return loss, (metrics, model_state)
 
-        grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
-        grads, metrics = across((grads, metrics), task.axis_name)
+        params = model_def.unravel(state.params)
+        grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(params)
+        grads, metrics = across((ravel(grads), metrics), task.axis_name)
         # optax multiplies counters with floats, which strict promotion of dtypes forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -65,7 +66,7 @@ def make_eval_step(task: Task, model_def: ModelDef) -> Callable[[TrainState, Bat
     """Returns a function `(state, batch) -> sums over the batch` for `jax.jit` or `jax.pmap`."""
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        model = model_def.merge(state.params, state.model_state)
+        model = model_def.merge(model_def.unravel(state.params), state.model_state)
         model.eval()
         sums = task.eval_step(model, batch)
         return sums if task.axis_name is None else jax.lax.psum(sums, task.axis_name)

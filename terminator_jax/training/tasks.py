@@ -196,11 +196,16 @@ class ImageClassification(Task):
         return found
 
     def inputs(self, images: jax.Array) -> jax.Array:
-        """Computes what the model sees of images.
+        """Computes what the model sees of images, uint8 or uint16.
 
-        They are uint8 or uint16, `(batch, height, width, channels)`. The largest value of their dtype counts as 1. The data set's mean and standard deviation
-        become 0 and 1, and images may become sequences of their pixels,
-        `(batch, height * width, channels)`.
+        The largest value of their dtype counts as 1. The data set's mean and standard deviation
+        become 0 and 1, and images may become sequences of their pixels.
+
+        Args:
+            images: `(batch, height, width, channels)`.
+
+        Returns:
+            The same shape, or `(batch, height * width, channels)` for sequences.
         """
         data = self.config.data
         return preprocess(

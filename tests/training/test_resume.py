@@ -1,14 +1,22 @@
 """Runs that are killed, interrupted and called again."""
 
 import json
+import shutil
 import signal
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+import terminator_jax
+from terminator_jax.data import sources
+from terminator_jax.training import config as configs
+from terminator_jax.training import loop, tasks
+from terminator_jax.training.metrics import Meter
 
 # Kills the process when the checkpoint of step 35 is written but for its name.
 KILL = textwrap.dedent("""
@@ -158,3 +166,47 @@ def test_evaluate_errors(run_main, finished, flags, says):
     code, out, err = run_main("evaluate", f"--workdir={finished[0]}", *flags)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, unoptimized):
+    """One of commit 5856282: 30 of 44 steps, beside the parameters with which that version ended.
+
+    Its parameters and those of the optimizer's averages were kept by name, whatever the program
+    made of them.
+    """
+    archive = Path(__file__).with_name("checkpoint_of_version_0_1.zip")
+    shutil.unpack_archive(archive, tmp_path)
+    config = configs.read("tests/training/tiny.py", ["--config.checkpoint_every_steps=0"])
+    result = loop.train(config, tmp_path / "run")
+    assert (result.step, result.already_finished) == (44, False)
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "run" / "checkpoints" / "44" / "state")
+    found = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree["params"])])
+    expected = np.load(tmp_path / "parameters_at_44.npy")
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_an_ordinary_dropout_goes_on_as_if_never_stopped(parallel, tmp_path, monkeypatch):
+    """`nnx.Dropout(rate, rngs=rngs)` in a model: resumed bit for bit, and loaded."""
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+    config = configs.read("tests/training/small.py", [f"--config.parallel={parallel}"])
+    config.model.options = {"dropout": 0.5}
+    whole = loop.train(config, tmp_path / "whole")
+    add, steps = Meter.add, []
+
+    def stop(meter, metrics):
+        steps.append(metrics)
+        add(meter, metrics)
+        if len(steps) == 30:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, "add", stop)
+        assert loop.train(config, tmp_path / "parts").step == 30
+    assert loop.train(config, tmp_path / "parts") == whole
+    assert state(tmp_path / "parts") == state(tmp_path / "whole")
+    loaded = terminator_jax.load_model(tmp_path / "parts")
+    images = sources.open_split("digits", "test").load()
+    hits = loaded.logits(images.image).argmax(-1) == images.label
+    assert hits.mean() == pytest.approx(whole.best["accuracy"], abs=1e-6)

@@ -55,7 +55,7 @@ def test_gradients_are_those_of_the_whole_loss():
     batch = run.train_data.load().read(np.arange(64))
 
     def loss(params):
-        model = run.model_def.merge(params, state.model_state)
+        model = run.model_def.merge(run.model_def.unravel(params), state.model_state)
         return run.task.loss(model, batch, nnx.Rngs(dropout=0))[0]
 
     step = make_train_step(run.task, run.model_def, tx, run.schedule)
@@ -162,3 +162,26 @@ def test_a_trace_ends_with_the_run(tmp_path):
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
     jax.profiler.start_trace(tmp_path / "again")
     jax.profiler.stop_trace()
+
+
+def test_devices_drop_different_entries(run_python):
+    """Of a layer's own stream, and two layers different ones."""
+    out = run_python(
+        """
+        import jax, json
+        import jax.numpy as jnp
+        from flax import nnx
+        from terminator_jax.training.state import split_model
+        from terminator_jax.training.step import _own_streams
+        model_def, params, others = split_model(
+            nnx.Sequential(nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+        )
+        def dropped(x):
+            streams = _own_streams(jax.random.key(0), "batch")
+            return [layer(x) for layer in model_def.merge(params, others, streams).layers]
+        found = jax.pmap(dropped, "batch")(jnp.ones((2, 50)))
+        print(json.dumps([row.tolist() for layer in found for row in layer]))
+        """,
+        devices=2,
+    )
+    assert len({tuple(row) for row in json.loads(out)}) == 4
