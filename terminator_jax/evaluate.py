@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: flags, one call, exit code. See `--help`."""
+"""Evaluates a checkpoint. See `--help`."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(DESCRIPTION)
     parser.add_run()
     parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
-    parser.add_argument(
-        "--size", default=0, type=int, help="pixels per side (default: as it was trained)"
-    )
+    parser.add_argument("--size", default=0, type=int, help="pixels per side (default: as trained)")
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
     if flags.step != "best" and not flags.step.isdigit():

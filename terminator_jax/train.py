@@ -1,4 +1,4 @@
-"""Trains a model: flags, one call, exit code. See `--help`."""
+"""Trains a model. See `--help`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
-Trains a model, or goes on with a run that was stopped.
+Trains a model, or resumes a run that was stopped.
 
     python -m terminator_jax.train --config=digits
     python -m terminator_jax.train --config=experiments/cifar10.py --config.epochs=20
@@ -15,14 +15,14 @@ An experiment is a Python file, or the bare name of one that comes with the pack
 of its configuration can be changed: --config.optimizer.learning_rate=0.002
 --config.model.options.num_classes=5
 
-Call the same command again to go on after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
+Call the same command again to resume after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
 
 For several processes, start one on each host with the same flags and its own --process_id.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads the flags, trains and says where everything is; returns the exit code."""
+    """Reads the flags, trains and prints where everything is; returns the exit code."""
     parser = cli.Parser(DESCRIPTION)
     parser.add_argument(
         "--config", required=True, metavar="EXPERIMENT", help="a configuration file, or its name"

@@ -58,7 +58,7 @@ class Task:
         unit: what an example is called.
         unit_of_speed: what the log counts by the second.
         unit_of_evaluation: what an evaluation counts.
-        best_metric: the metric of an evaluation that decides which checkpoint is the best one.
+        default_best_metric: the metric that decides which checkpoint is the best one.
     """
 
     config: ConfigDict
@@ -68,7 +68,7 @@ class Task:
     unit: ClassVar[str]
     unit_of_speed: ClassVar[str]
     unit_of_evaluation: ClassVar[str]
-    best_metric: ClassVar[str]
+    default_best_metric: ClassVar[str]
 
     def open(self, split: str) -> Any:
         """Opens a split of the data set.
@@ -111,6 +111,11 @@ class Task:
         return {}
 
     @property
+    def best_metric(self) -> str:
+        """The metric of an evaluation that decides which checkpoint is the best one."""
+        return self.config.best_metric or self.default_best_metric
+
+    @property
     def dtype(self) -> jnp.dtype:
         """The dtype of the computation."""
         return jnp.dtype(self.config.dtype)
@@ -141,7 +146,7 @@ class ImageClassification(Task):
     unit = "pictures"
     unit_of_speed = "images"
     unit_of_evaluation = "pictures"
-    best_metric = "accuracy"
+    default_best_metric = "accuracy"
 
     def open(self, split: str) -> Stored | Pictures:
         """Opens a split of images with labels, and checks that the model is made for them."""
@@ -267,7 +272,7 @@ class MaskedTokens(Task):
     unit = "grids of text"
     unit_of_speed = "grids"
     unit_of_evaluation = "hidden bytes"
-    best_metric = "loss"
+    default_best_metric = "loss"
 
     def open(self, split: str) -> text.Text:
         """Opens a split of a text, and checks that the model knows its bytes."""
@@ -385,6 +390,10 @@ def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
     """
     if config.dtype == "float64" and not jax.config.jax_enable_x64:
         raise InputError("config.dtype is 'float64', which needs JAX_ENABLE_X64=1")
+    if config.best_metric and config.best_metric not in METRICS:
+        raise InputError(
+            f"config.best_metric is {config.best_metric!r}, and must be one of {', '.join(METRICS)}"
+        )
     model = config.model
     try:
         model_config = make_config(model.name, model.variant, model.options.to_dict())

@@ -50,7 +50,7 @@ def test_published_recipe():
 
 @pytest.mark.parametrize("field", ["optimizer.name", "parallel"])
 def test_names_that_pass_are_those_of_the_tables(field):
-    accepts, wanted = configs.LIMITS[field]
+    accepts, wanted = configs.VALIDATORS[field]
     table = {"optimizer.name": OPTIMIZERS, "parallel": MODES}[field]
     assert all(accepts(name) for name in table)
     assert set(wanted.replace(" or ", ", ").split(", ")) == set(table)

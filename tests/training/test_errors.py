@@ -40,6 +40,7 @@ def check(result, workdir, says):
         ),
         ("data.train_split=valid", "digits has no split 'valid': it has train, test"),
         ("data.name=mnits", "there is no data set 'mnits'"),
+        ("best_metric=loss2", "config.best_metric is 'loss2', and must be one of loss, accuracy"),
         ("dtype=float64", "config.dtype is 'float64', which needs JAX_ENABLE_X64=1"),
     ],
 )

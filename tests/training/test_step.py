@@ -125,6 +125,18 @@ def test_metrics_are_read_only_when_they_are_logged(make, tmp_path, monkeypatch)
     assert reads == [20, 2, 18, 4]
 
 
+def test_a_metric_is_one_line_and_can_choose_the_best_checkpoint(
+    make, tmp_path, monkeypatch, capsys
+):
+    """Here one that falls while the model learns: the first epoch's is the largest."""
+    surprise = lambda logits, labels: 1 - tasks.is_correct(logits, labels)  # noqa: E731
+    monkeypatch.setitem(tasks.METRICS, "error", surprise)
+    result = loop.train(make("best_metric=error"), tmp_path)
+    assert result.best_step == 22
+    assert result.best["error"] == pytest.approx(1 - result.best["accuracy"])
+    assert f"eval error {result.best['error']:.4f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_while_evaluating_keeps_the_scores(make, tmp_path, monkeypatch, number):
     make_evaluate = loop.make_evaluate
