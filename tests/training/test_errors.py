@@ -1,5 +1,6 @@
 """What a user gets wrong: one line on stderr, exit code 2, nothing written."""
 
+import jax
 import pytest
 
 from terminator_jax.layers import LocalBranch
@@ -170,32 +171,33 @@ def test_no_network(run_main, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("field", ["batch_size", "eval_batch_size"])
-def test_batches_that_do_not_divide(make_command, tmp_path, field):
-    workdir = tmp_path / "run"
-    flags = [f"--config={TINY}", f"--workdir={workdir}", f"--config.{field}=60"]
-    out, err = make_command(devices=8).run("train", *flags, code=2)
+def test_batches_that_do_not_divide(run_main, tmp_path, field, monkeypatch):
+    devices = 8 * jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", f"--config.{field}=60"]
     says = f"config.{field} is 60, and must be a multiple of the number of devices, 8"
-    check((2, out, err), workdir, says)
+    check(run_main("train", *flags), tmp_path / "run", says)
 
 
-def test_a_loss_that_is_not_finite(command, tmp_path):
+def test_a_loss_that_is_not_finite(run_main, tmp_path):
     fields = ["optimizer.name=sgd", "optimizer.learning_rate=1e38", "log_every_steps=1"]
-    _, err = command.train(tmp_path, *fields, code=2, config="tests/training/small.py")
-    assert err.startswith("error: the loss is ") and err.count("\n") == 1
+    flags = ["--config=tests/training/small.py", f"--workdir={tmp_path}"]
+    code, _, err = run_main("train", *flags, *(f"--config.{field}" for field in fields))
+    assert code == 2 and err.startswith("error: the loss is ") and err.count("\n") == 1
     assert "lower config.optimizer.learning_rate; there is no checkpoint yet" in err
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate"])
-def test_help_needs_no_jax(run_python, module):
-    run_python(
-        f"""
+def test_help_needs_no_jax(run_python):
+    out = run_python(
+        """
         import sys
         sys.modules["jax"] = None
-        from terminator_jax import {module}
-        try:
-            {module}.main(["--help"])
-        except SystemExit as ended:
-            raise SystemExit(ended.code or 0)
-        raise SystemExit("no help")
+        from terminator_jax import evaluate, generate, train
+        for command in (evaluate, generate, train):
+            try:
+                command.main(["--help"])
+            except SystemExit as ended:
+                assert not ended.code
         """
     )
+    assert out.count("usage: ") == 3

@@ -20,16 +20,13 @@ from terminator_jax.training.metrics import Meter
 
 # Kills the process when the checkpoint of step 35 is written but for its name.
 KILL = textwrap.dedent("""
-    import os, signal
-    from orbax.checkpoint._src.path import atomicity
-    finalize = atomicity.AtomicRenameTemporaryPath.finalize
+    import os, signal, sys
 
-    async def kill(self):
-        if self._final_path.name == "35":
+    def kill(event, arguments):
+        if event == "os.rename" and os.fspath(arguments[1]).endswith("checkpoints/35"):
             os.kill(os.getpid(), signal.SIGKILL)
-        await finalize(self)
 
-    atomicity.AtomicRenameTemporaryPath.finalize = kill
+    sys.addaudithook(kill)
 """)
 # Leaves time for an interruption.
 SLOW = textwrap.dedent("""
@@ -39,6 +36,7 @@ SLOW = textwrap.dedent("""
     metrics.Meter.add = lambda self, step: (time.sleep(0.2), add(self, step))
 """)
 OFTEN = "checkpoint_every_steps=7"
+TINY = "tests/training/tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +94,13 @@ def test_killed_while_saving_and_started_again_it_ends_the_same(command, finishe
     assert state(tmp_path) == state(finished[0])
 
 
-def test_a_second_start_says_done(command, finished):
+def test_a_second_start_says_done(run_main, finished):
     workdir, _ = finished
     before = sorted(path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*"))
-    out, _ = command.train(workdir, OFTEN)
-    assert "was done already: 44 steps" in out and str(workdir / "checkpoints") in out
+    code, out, _ = run_main(
+        "train", f"--config={TINY}", f"--workdir={workdir}", f"--config.{OFTEN}"
+    )
+    assert code == 0 and "was done already: 44 steps" in out and str(workdir / "checkpoints") in out
     after = sorted(path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*"))
     assert before == after
 
@@ -130,19 +130,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command, finished, tmp_path):
     assert state(tmp_path) == state(finished[0])
 
 
-def test_another_configuration_in_the_same_directory(command, finished):
+def test_another_configuration_in_the_same_directory(run_main, finished):
     fields = [OFTEN, "optimizer.learning_rate=0.5", "data.flip=True"]
-    out, err = command.train(finished[0], *fields, code=2)
-    assert out == ""
-    assert err.count("\n") == 1
+    flags = [f"--workdir={finished[0]}", *(f"--config.{field}" for field in fields)]
+    code, out, err = run_main("train", f"--config={TINY}", *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert (
         "data.flip (False there, True now), optimizer.learning_rate (0.003 there, 0.5 now)" in err
     )
 
 
-def test_evaluate(command, finished):
+def test_evaluate(run_main, finished):
     workdir, printed = finished
-    out, _ = command.run("evaluate", f"--workdir={workdir}")
+    _, out, _ = run_main("evaluate", f"--workdir={workdir}")
     best = max(
         (line for line in log(workdir) if line["kind"] == "eval"), key=lambda x: x["accuracy"]
     )

@@ -141,19 +141,19 @@ def test_it_learns(trained):
     assert all("grids_per_second" in line for line in lines if line["kind"] == "train")
 
 
-def test_evaluate(command, trained):
+def test_evaluate(run_main, trained):
     """The best checkpoint is that of the smallest loss; the baselines stand beside it."""
     workdir, printed = trained
     lines = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
     scores = {line["step"]: line for line in lines if line["kind"] == "eval"}
     best = min(scores, key=lambda step: scores[step]["loss"])
-    out, _ = command.run("evaluate", f"--workdir={workdir}")
+    _, out, _ = run_main("evaluate", f"--workdir={workdir}")
     loss, count = scores[best]["loss"], scores[best]["count"]
     assert out.startswith(f"step {best}: accuracy ")
     assert f"loss {loss:.4f}  {count:.0f} hidden bytes\n" in out
     baselines = re.search(r"unigram .*", printed)[0]
     assert out.endswith(f"loss without a model: {baselines}\n")
-    out, _ = command.run("evaluate", f"--workdir={workdir}", "--config.data.hidden=0.1")
+    _, out, _ = run_main("evaluate", f"--workdir={workdir}", "--config.data.hidden=0.1")
     assert int(re.search(r"(\d+) hidden bytes", out)[1]) < 0.3 * count
 
 
@@ -196,11 +196,11 @@ def test_eight_devices_hide_what_one_does(run_python):
     np.testing.assert_allclose(jit, one, rtol=1e-9)
 
 
-def test_generate(command, trained, monkeypatch):
+def test_generate(run_main, trained):
     """Without the data: a round each, the prompt in its place, the same with the same seed."""
     workdir, _ = trained
     flags = [workdir, "--prompt=my love\n", "--at=2,6", "--rounds=3"]
-    out, _ = command.run("generate", *flags)
+    _, out, _ = run_main("generate", *flags)
     lines = out.splitlines()
     assert len(lines) == 3 * 7
     assert [lines[n] for n in (6, 13, 20)] == [
@@ -210,8 +210,8 @@ def test_generate(command, trained, monkeypatch):
         assert all(len(row) == 10 for row in grid)
         assert grid[2][6:] + grid[3][:4] == "my love↵"
     assert "·" in lines[0] + lines[1] and "·" not in "".join(lines[14:20])
-    assert command.run("generate", *flags)[0] == out
-    other, _ = command.run("generate", *flags, "--seed=1", "--grid=4,20")
+    assert run_main("generate", *flags)[1] == out
+    _, other, _ = run_main("generate", *flags, "--seed=1", "--grid=4,20")
     assert [len(row) for row in other.splitlines()[:4]] == [20] * 4
 
 
