@@ -7,6 +7,11 @@ TPU_VENV ?= .venv-tpu
 WORKDIR ?= runs/digits
 ARGS ?=
 
+# A step on a CPU allocates much memory and frees it. glibc keeps it for the next step, so that the
+# system need not clear and map each page again: a tenth of the time of a large step.
+export MALLOC_TRIM_THRESHOLD_ := 1099511627776
+export MALLOC_MMAP_MAX_ := 0
+
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular \

@@ -24,7 +24,6 @@ import timing
 
 from terminator_jax.ops import fastest, measured
 from terminator_jax.ops.convolution import METHODS, fft_conv
-from terminator_jax.training import memory
 
 try:
     import torch
@@ -205,7 +204,6 @@ def measure(point: Point, gradient: bool) -> Result:
 
 def check(only: str) -> None:
     """Times ours and `auto` anew, prints the ratios and writes the choices that are faster."""
-    memory.keep()
     chosen = [point for point in points() if only in point.label()]
     ratios = [ratio for point in chosen for ratio in check_point(point)]
     above = sum(ratio > TOLERATED for ratio in ratios)

@@ -20,8 +20,6 @@ import report
 from terminator_jax.data import ngrams
 from terminator_jax.data.text import Text
 from terminator_jax.training import evaluation, generation
-from terminator_jax.training.examples import EXAMPLES
-from terminator_jax.training.masked_tokens import score
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -59,7 +57,7 @@ class Judge:
         known = np.mean([word in self._words for word in found])
         mask = np.ones(len(grids), bool)
         batch = {"tokens": grids, "index": np.arange(len(grids)), "mask": mask}
-        sums = score(self._task, self._model, batch)
+        sums = self._task.eval_step(self._model, batch)
         own = float(sums["loss"]) / float(sums["count"])
         return [f"{bigram:.3f}", f"{known:.0%}", f"{own:.3f}"]
 
@@ -71,14 +69,14 @@ def words(data: np.ndarray) -> list[bytes]:
 
 def grid_of(tokens: np.ndarray) -> str:
     """A grid as a block of a page."""
-    lines = generation.show(tokens, np.zeros(tokens.shape, bool))
+    lines = generation.render(tokens, np.zeros(tokens.shape, bool))
     return "\n".join(["```", *lines, "```"])
 
 
 def rounds_table(task, model, judge: Judge, real: Text, count: int) -> tuple[str, list[str]]:
     """A row for each number of rounds and one for real text, and some of the grids."""
     grid, rows, shown = task.config.data.grid, [], []
-    tokens, hidden = (np.broadcast_to(x, (count, *grid)) for x in generation.begin(grid))
+    tokens, hidden = (np.broadcast_to(x, (count, *grid)) for x in generation.prompt_grid(grid))
     for _ in generation.fill(model, tokens, hidden, rounds=2, **OPTIONS):
         pass  # compiles
     for rounds in ROUNDS:
@@ -100,7 +98,7 @@ def prompted(task, model) -> str:
     """A grid around a prompt."""
     grid = task.config.data.grid
     at = (min(AT_ROW, grid[0] - 2), min(AT_COLUMN, grid[1] - 1))
-    tokens, hidden = generation.begin(grid, PROMPT, at)
+    tokens, hidden = generation.prompt_grid(grid, PROMPT, at)
     *_, (filled, _) = generation.fill(model, tokens[None], hidden[None], rounds=64, **OPTIONS)
     return f"In 64 rounds around “{PROMPT}”, given at {at[0]},{at[1]}:\n\n{grid_of(filled[0])}"
 
@@ -114,9 +112,7 @@ def main() -> None:
     flags = parser.parse_args()
     task, model = generation.load(flags.workdir)
     data = task.config.data
-    train, real = (
-        EXAMPLES["text"].open(task.config, split) for split in (data.train_split, data.eval_split)
-    )
+    train, real = (task.open(split) for split in (data.train_split, data.eval_split))
     judge = Judge(task, model, train)
     by_share = losses(flags.workdir)
     by_rounds, shown = rounds_table(task, model, judge, real, flags.count)

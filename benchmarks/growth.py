@@ -19,7 +19,6 @@ import timing
 from flax import nnx
 
 from terminator_jax.models import Terminator, TerminatorConfig
-from terminator_jax.training import memory
 
 
 class Series(NamedTuple):
@@ -103,7 +102,6 @@ def power(values: Sequence[float], results: Sequence[float]) -> float:
 
 def main() -> None:
     """Measures, prints and writes."""
-    memory.keep()
     head = ["what grows", "", "ms", "power", "temporary MB", "power", "power of the work"]
     parts = [report.conditions("python benchmarks/growth.py"), report.table(head, list(rows()))]
     report.write_section("growth", "\n\n".join(parts))

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import report
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
-from terminator_jax.training import loop
 from terminator_jax.training.setup import make_run
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -27,12 +26,12 @@ def rate(name: str, batch: int) -> float:
     """Pictures a second of an experiment's training batches, after the first few."""
     fields = [f"--config.batch_size={batch}", "--config.compilation_cache=False"]
     run = make_run(configs.read(EXPERIMENTS / f"{name}.py", fields))
-    batches = loop.train_batches(run, run.read(run.train))
+    batches = run.train_batches()
     for _ in range(3):
         next(batches)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < SECONDS:
-        run.mode.place(next(batches))
+        run.parallel.shard_batch(next(batches))
         count += batch
     return count / (time.perf_counter() - start)
 

@@ -30,11 +30,10 @@ import timing
 from terminator_jax.layers import sfne
 from terminator_jax.models import MODELS, Terminator
 from terminator_jax.training import config as configs
-from terminator_jax.training import memory
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.state import new_state, split
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
-from terminator_jax.training.task import make_task
+from terminator_jax.training.tasks import make_task
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 # Of the products in one picture's way through the fast network, there and, with gradients, back.
@@ -92,18 +91,18 @@ def program(case: Case) -> tuple[Callable, list]:
         EXPERIMENTS / f"{case.experiment}.py", [f"--config.{field}" for field in fields]
     )
     task = make_task(config)
-    solver, schedule = make_optimizer(config, steps_per_epoch=100)
-    structure, params, other = split(task.make_model())
-    state = new_state(params, other, solver, seed=0)
+    tx, schedule = make_optimizer(config, steps_per_epoch=100)
+    model_def, params, model_state = split_model(task.make_model())
+    state = new_state(params, model_state, tx, seed=0)
     size = (*task.model_config.size, task.model_config.channels)
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (case.batch, *size), dtype=np.uint8)
     batch = {"image": pictures, "label": rng.integers(0, 10, case.batch, dtype=np.int32)}
     if case.what == "step":
-        return make_train_step(task, structure, solver, schedule), [state, batch]
+        return make_train_step(task, model_def, tx, schedule), [state, batch]
 
     def forward(params, pictures):
-        return structure.merge(params, other)(task.inputs(pictures))
+        return model_def.merge(model_def.unravel(params), model_state)(task.inputs(pictures))
 
     return forward, [state.params, pictures]
 
@@ -194,7 +193,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the digits only, writes nothing")
     parser.add_argument("--only", type=int, help="one case, by its number: prints its row")
     flags = parser.parse_args()
-    memory.keep()
     if flags.only is not None:
         case = CASES[flags.only]
         if case.reference:

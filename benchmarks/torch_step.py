@@ -34,11 +34,10 @@ from torch_terminator import Kar3, TorchTerminator
 from terminator_jax.convert import terminator_to_release
 from terminator_jax.models import Terminator, TerminatorConfig
 from terminator_jax.training import config as configs
-from terminator_jax.training import memory
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.state import new_state, split
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
-from terminator_jax.training.task import Task, make_task
+from terminator_jax.training.tasks import Task, make_task
 
 CIFAR = Path(__file__).parent.parent / "experiments" / "cifar10.py"
 STEPS = 5  # of a measured call
@@ -97,11 +96,11 @@ def make(case: Case) -> tuple[Task, Terminator, dict[str, np.ndarray]]:
 def ours(case: Case) -> Side:
     """The library's step."""
     task, model, batch = make(case)
-    solver, schedule = make_optimizer(task.config, steps_per_epoch=100)
-    structure, params, other = split(model)
-    state = new_state(params, other, solver, seed=0)
+    tx, schedule = make_optimizer(task.config, steps_per_epoch=100)
+    model_def, params, model_state = split_model(model)
+    state = new_state(params, model_state, tx, seed=0)
     batch = jax.device_put(batch | {"label": batch["label"].astype(np.int32)})
-    step = jax.jit(make_train_step(task, structure, solver, schedule), donate_argnums=0)
+    step = jax.jit(make_train_step(task, model_def, tx, schedule), donate_argnums=0)
     start = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     seconds = time.perf_counter() - start
@@ -209,8 +208,8 @@ def check() -> None:
 
     def loss(params):
         model = nnx.merge(graph, params)
-        _, terms = task.family.loss(model, x, labels, None, task.config.loss)
-        return sum((terms | task.family.penalties(model, task.config.loss, None)).values())
+        _, terms = task.loss_terms(model, x, labels, None)
+        return sum(terms.values())
 
     value, grads = jax.value_and_grad(loss)(params)
     network = TorchTerminator(config).double().eval()
@@ -275,7 +274,6 @@ def main() -> None:
         return check()
     if flags.page:
         return report.write_section("torch-step", page(json.loads(flags.page.read_text())))
-    memory.keep()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     results = {"conditions": conditions()}

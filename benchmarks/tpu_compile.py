@@ -38,9 +38,9 @@ from terminator_jax.layers import SFNEBlock, sfne
 from terminator_jax.training import config as configs
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import make_parallel
-from terminator_jax.training.state import new_state, split
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
-from terminator_jax.training.task import make_task
+from terminator_jax.training.tasks import make_task
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 12 * 60  # seconds of a case, tracing included
@@ -108,10 +108,10 @@ def lower_step(case: Step) -> jax.stages.Lowered:
     )
     mode = make_parallel(config, devices)
     task = make_task(config, mode.axis_name)
-    solver, schedule = make_optimizer(config, max(1, PICTURES // total))
-    structure, params, other = split(nnx.eval_shape(task.make_model))
-    state = jax.eval_shape(lambda p, o: new_state(p, o, solver, config.seed), params, other)
-    step = mode.compile(make_train_step(task, structure, solver, schedule), donate=True)
+    tx, schedule = make_optimizer(config, max(1, PICTURES // total))
+    model_def, params, model_state = split_model(nnx.eval_shape(task.make_model))
+    state = jax.eval_shape(lambda p, o: new_state(p, o, tx, config.seed), params, model_state)
+    step = mode.compile(make_train_step(task, model_def, tx, schedule), donate=True)
     rows = (total,) if mode.axis_name is None else (len(devices), case.batch)
     picture = (*task.model_config.size, task.model_config.channels)
     batch = {

@@ -1,8 +1,8 @@
-"""Evaluates a checkpoint: flags, one call, exit code. See `--help`."""
+"""Evaluates a checkpoint. See `--help`."""
 
 from collections.abc import Sequence
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
@@ -20,9 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(DESCRIPTION)
     parser.add_run()
     parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
-    parser.add_argument(
-        "--size", default=0, type=int, help="pixels per side (default: as it was trained)"
-    )
+    parser.add_argument("--size", default=0, type=int, help="pixels per side (default: as trained)")
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
     if flags.step != "best" and not flags.step.isdigit():
@@ -33,12 +31,12 @@ def main(arguments: Sequence[str]) -> int:
     from terminator_jax.training import evaluation
 
     wanted = None if flags.step == "best" else int(flags.step)
-    step, scores, counted, baselines = evaluation.evaluate_checkpoint(
+    step, scores, unit, baselines = evaluation.evaluate_checkpoint(
         workdir, wanted, overrides, flags.size or None
     )
     print(
         f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
-        f"{scores['count']:.0f} {counted}"
+        f"{scores['count']:.0f} {unit}"
     )
     if baselines:
         named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())

@@ -1,22 +1,22 @@
-"""Fills a grid with text: flags, one call, exit code. See `--help`."""
+"""Fills a grid with text. See `--help`."""
 
 import math
 import re
 import sys
 from collections.abc import Sequence
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
-Fills a grid with text by the model of a run, in all directions at once.
+Fills a grid with text, in all directions at once, with the trained model of a run.
 
     python -m terminator_jax.generate --config=text2d
     python -m terminator_jax.generate runs/text2d --rounds=24 --prompt="my love" --at=7,5
     python -m terminator_jax.generate runs/text2d --temperature=0.5 --top_k=8 --grid=8,40
 
-On a terminal the grid is seen to fill; elsewhere each round is printed. A dot is a byte that is
-still hidden, ↵ the end of a line.
+On a terminal the grid fills in place; elsewhere each round is printed. A dot is a byte that is
+still hidden, ↵ is the end of a line.
 """
 
 
@@ -26,12 +26,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_run(positional=True)
     parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
     parser.add_argument("--rounds", type=int, default=16, help="number of decoding rounds")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
-    parser.add_argument("--top_k", type=int, default=0, help="sample from the k likeliest; 0: all")
-    parser.add_argument("--prompt", default="", help="a text to put into the grid")
-    parser.add_argument("--at", default="0,0", metavar="ROW,COLUMN", help="where the prompt begins")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="sampling temperature; 0 is greedy"
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="sample from the k most likely bytes; 0 is all"
+    )
+    parser.add_argument("--prompt", default="", help="a text to start from")
+    parser.add_argument("--at", default="0,0", metavar="ROW,COLUMN", help="position of the prompt")
     parser.add_argument("--grid", metavar="ROWS,COLUMNS", help="grid size (default: as trained)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     flags = parser.parse_args(arguments)
     workdir = cli.run_directory(flags)
     _check(flags)
@@ -43,18 +47,18 @@ def main(arguments: Sequence[str]) -> int:
 
     step = None if flags.step == "best" else int(flags.step)
     task, model = generation.load(workdir, step)
-    tokens, hidden = generation.begin(grid or task.config.data.grid, flags.prompt, at)
+    tokens, hidden = generation.prompt_grid(grid or task.config.data.grid, flags.prompt, at)
     filled = generation.fill(
         model, tokens[None], hidden[None], rounds=flags.rounds, temperature=flags.temperature,
         top_k=flags.top_k, seed=flags.seed,
     )  # fmt: skip
-    rounds = ((generation.show(tokens[0], left[0]), int(left.sum())) for tokens, left in filled)
-    _print(generation.show(tokens, hidden), rounds)
+    rounds = ((generation.render(tokens[0], left[0]), int(left.sum())) for tokens, left in filled)
+    _print(generation.render(tokens, hidden), rounds)
     return 0
 
 
 def _print(lines: list[str], rounds) -> None:
-    """The grid and what becomes of it, on a terminal in one place."""
+    """Prints the grid after each round, on a terminal in place."""
     terminal = sys.stdout.isatty()
     if terminal:
         print(*lines, "begins", sep="\n", flush=True)
@@ -78,7 +82,7 @@ def _check(flags) -> None:
 
 
 def _pair(name: str, text: str, least: int) -> tuple[int, int]:
-    """Two numbers with a comma between them."""
+    """Reads two numbers with a comma between them."""
     found = re.fullmatch(r"(\d+),(\d+)", text)
     if not found or min(map(int, found.groups())) < least:
         raise InputError(f"{name} is {text!r}, and must be two numbers from {least} on, as in 7,5")

@@ -1,7 +1,5 @@
-"""What the Terminator is trained on: label smoothing, slow neural loss, L2 norms."""
+"""The losses of the Terminator: label smoothing, slow neural loss, L2 norms."""
 
-import itertools
-import math
 import re
 from collections.abc import Sequence
 
@@ -11,8 +9,9 @@ import numpy as np
 
 from terminator_jax.ops.dtypes import at_least_float32
 
-# What the L2 penalty of the Terminator counts: the end of a parameter's path, whether it is slow
-# or recursive (and so counts a millionth), and how many leading axes stack tensors in it.
+# The parameters that the L2 penalty of the Terminator counts: the end of a parameter's path,
+# whether it is slow or recursive (and so counts a millionth), and the number of its leading axes
+# that stack tensors, each with a norm of its own.
 PENALIZED = (
     (r"\.(mixer|bottleneck)\.(kernel|bias)", False, 0),
     (r"\.local\.(mixer_weight|mixer_bias|scalar)", False, 1),
@@ -23,9 +22,6 @@ PENALIZED = (
     (r"\.local\.slow_nets\.(gabor_weight|weight|context_weight)", True, 2),
 )
 
-# Numbers that are summed together at first, of the norms of many tensors.
-ROW = 128
-
 
 def _at_least_float32(x: jax.typing.ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
@@ -35,14 +31,14 @@ def _at_least_float32(x: jax.typing.ArrayLike) -> jax.Array:
 def label_smoothing(
     logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike, epsilon: float = 0.09
 ) -> jax.Array:
-    r"""Cross-entropy against labels of which a share `epsilon` is spread over all classes.
+    r"""Computes the cross-entropy with labels that are smoothed by `epsilon`.
 
     .. math:: (1-ε) \cdot (-\log p_{label}) + \frac{ε}{C} \sum_c -\log p_c
 
     Args:
         logits: `(..., classes)`; reduced precision is computed in float32.
         labels: `(...)` integers in `[0, classes)`. A label above that range gives NaN.
-        epsilon: the share spread evenly over the classes, in [0, 1].
+        epsilon: the share of each label that is spread evenly over the classes, in [0, 1].
 
     Returns:
         The mean over the batch, a scalar.
@@ -82,7 +78,7 @@ def slow_neural(
     factors: Sequence[int],
     channel_sum: bool = False,
 ) -> jax.Array:
-    r"""Slow neural loss: draws each block's hyper-kernel towards those of the blocks before it.
+    r"""Computes the slow neural loss: distances between the blocks' hyper-kernels.
 
     .. math:: \sum_{j<i} \operatorname{mean} \left(\operatorname{tile}(K_j) - K_i\right)^2
 
@@ -120,7 +116,7 @@ def slow_neural(
 
 
 def _tiled_difference(narrow: jax.Array, wide: jax.Array) -> jax.Array:
-    """mean((tile(narrow) - wide)²): tiled channel c is narrow's c mod its channels."""
+    """Computes mean((tile(narrow) - wide)²): tiled channel c is narrow's c mod its channels."""
     tiles = wide.reshape(*narrow.shape[:-1], -1, narrow.shape[-1])
     return jnp.mean(jnp.square(narrow[..., None, :] - tiles))
 
@@ -141,7 +137,7 @@ def _check_kernels(shapes: list[tuple[int, ...]], factors: Sequence[int]) -> Non
 
 
 def safe_norm(x: jax.typing.ArrayLike) -> jax.Array:
-    """Euclidean norm of all of `x`, with gradient 0 where `x` is 0.
+    """Computes the Euclidean norm of all of `x`, with gradient 0 where `x` is 0.
 
     A plain `jnp.linalg.norm` has a gradient of NaN there, and many biases start at 0.
 
@@ -161,19 +157,13 @@ def safe_norm(x: jax.typing.ArrayLike) -> jax.Array:
 
 
 def _safe_sqrt(square: jax.Array) -> jax.Array:
-    """The root of each entry, with gradient 0 where that is 0."""
+    """Computes the square root of each entry, with gradient 0 where that is 0."""
     is_zero = square == 0
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
-def l2(
-    params,
-    scale: float = 5e-5,
-    slow_scale: float = 1e-6,
-    *,
-    packed: tuple[jax.typing.ArrayLike, Sequence[int]] | None = None,
-) -> jax.Array:
-    r"""The Terminator's penalty on the norms (not their squares) of some of its tensors.
+def l2(params, scale: float = 5e-5, slow_scale: float = 1e-6) -> jax.Array:
+    r"""Computes the Terminator's penalty on the norms (not their squares) of some of its tensors.
 
     .. math:: s \left(\sum_\text{mixers, bottlenecks} \|θ\|
         + s_\text{slow} \sum_\text{slow networks, RGUs} \|W\|\right)
@@ -186,15 +176,12 @@ def l2(
             or the same as a pure dictionary.
         scale: s, of the whole.
         slow_scale: of the slow networks and the recursive gated units.
-        packed: the same parameters in one vector, and where in it each of them begins. The gradient
-            is then that vector's, and of `params` only names and shapes are used: a program
-            compiles sooner that does not take the penalty apart by tensors.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: if no parameter is one of those, or `packed` has not as many parameters.
+        ValueError: if no parameter is one of those.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -203,58 +190,14 @@ def l2(
         >>> print(l2({"blocks": [block]}, scale=1.0))
         6.0
     """
-    leaves = jax.tree.leaves(params)
-    if packed is None:
-        starts = np.cumsum([0] + [leaf.size for leaf in leaves])[:-1]
-        packed = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]), starts
-    vector, starts = packed
-    if len(starts) != len(leaves) or vector.shape != (sum(leaf.size for leaf in leaves),):
-        raise ValueError(
-            f"packed has {len(starts)} parameters and the shape {vector.shape}, params"
-            f" {len(leaves)} and {sum(leaf.size for leaf in leaves)} numbers"
-        )
-    ranges, weights = _penalized(params, starts, slow_scale)
-    squares = _sums_of_squares(_at_least_float32(vector), ranges)
-    return scale * jnp.sum(_safe_sqrt(squares) * np.array(weights))
-
-
-def _penalized(
-    params, starts: Sequence[int], slow_scale: float
-) -> tuple[list[tuple[int, int]], list[float]]:
-    """The tensors that the penalty counts: from where to where each lies, and how it counts."""
-    ranges, weights = [], []
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    for (path, leaf), start in zip(leaves, starts, strict=True):
+    squares, weights = [], []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        for pattern, slow, stacked in PENALIZED:
+        for pattern, is_slow, num_stacked in PENALIZED:
             if re.search(f"{pattern}(\\.value)?$", name):
-                count = math.prod(leaf.shape[:stacked])
-                ends = range(start, start + leaf.size + 1, leaf.size // count)
-                ranges += itertools.pairwise(ends)
-                weights += [slow_scale if slow else 1.0] * count
-    if not ranges:
+                own_axes = tuple(range(num_stacked, leaf.ndim))
+                squares.append(jnp.sum(jnp.square(_at_least_float32(leaf)), own_axes).reshape(-1))
+                weights += [slow_scale if is_slow else 1.0] * squares[-1].size
+    if not squares:
         raise ValueError("none of the parameters belongs to an SFNE block of a Terminator")
-    return ranges, weights
-
-
-def _sums_of_squares(x: jax.Array, ranges: Sequence[tuple[int, int]]) -> jax.Array:
-    """The sum of squares of `x[start:stop]` for each range.
-
-    Range by range, hundreds of them take seconds to compile: here all of `x` is summed in rows, of
-    which each range has some in whole and parts of at most two more.
-    """
-    rows = jnp.pad(x, (0, -len(x) % ROW)).reshape(-1, ROW)
-    owners, parts = np.full(len(rows), len(ranges)), []
-    for n, (start, stop) in enumerate(ranges):
-        first, last = -(-start // ROW), stop // ROW
-        owners[first:last] = n
-        edges = [(start, min(stop, first * ROW)), (last * ROW, stop)]
-        # Within one row, the range is its own only edge.
-        parts += [(n, *edge) for edge in edges[: 1 if last < first else 2] if edge[0] < edge[1]]
-    owner, start, stop = np.array(parts, int).reshape(-1, 3).T
-    lanes = np.arange(ROW)
-    inside = (lanes >= (start % ROW)[:, None]) & (lanes < (stop - start + start % ROW)[:, None])
-    edges = jnp.where(inside, rows[start // ROW], 0)
-    sums = jnp.concatenate([jnp.sum(jnp.square(a), axis=1) for a in (rows, edges)])
-    owners = np.concatenate([owners, owner])
-    return jax.ops.segment_sum(sums, owners, len(ranges) + 1)[:-1]
+    return scale * jnp.sum(_safe_sqrt(jnp.concatenate(squares)) * np.array(weights))

@@ -1,4 +1,4 @@
-"""Trains a model: flags, one call, exit code. See `--help`."""
+"""Trains a model. See `--help`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
-Trains a model, or goes on with a run that was stopped.
+Trains a model, or resumes a run that was stopped.
 
     python -m terminator_jax.train --config=digits
     python -m terminator_jax.train --config=experiments/cifar10.py --config.epochs=20
@@ -15,14 +15,14 @@ An experiment is a Python file, or the bare name of one that comes with the pack
 of its configuration can be changed: --config.optimizer.learning_rate=0.002
 --config.model.options.num_classes=5
 
-Call the same command again to go on after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
+Call the same command again to resume after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
 
 For several processes, start one on each host with the same flags and its own --process_id.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads the flags, trains and says where everything is; returns the exit code."""
+    """Reads the flags, trains and prints where everything is; returns the exit code."""
     parser = cli.Parser(DESCRIPTION)
     parser.add_argument(
         "--config", required=True, metavar="EXPERIMENT", help="a configuration file, or its name"
@@ -40,30 +40,29 @@ def main(arguments: Sequence[str]) -> int:
     from terminator_jax.training import config
 
     configuration = config.read(flags.config, overrides)
-    from terminator_jax.training import compilation_cache, loop, memory, parallel
+    from terminator_jax.training import compilation_cache, loop, parallel
 
-    memory.keep()
     if configuration.compilation_cache:
         compilation_cache.enable()
     if flags.num_processes > 1 or flags.coordinator:
-        parallel.connect(flags.coordinator, flags.num_processes, flags.process_id)
+        parallel.initialize_distributed(flags.coordinator, flags.num_processes, flags.process_id)
     if flags.workdir is None and flags.process_id == 0:
         print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
-    outcome = loop.train(configuration, workdir)
+    result = loop.train(configuration, workdir)
     if flags.process_id == 0:
-        _report(outcome, workdir)
-    return 0 if outcome.step == outcome.total else cli.INTERRUPTED
+        _report(result, workdir)
+    return 0 if result.step == result.total else cli.INTERRUPTED
 
 
-def _report(outcome, workdir: Path) -> None:
-    if outcome.step < outcome.total:
-        print(f"stopped and saved at step {outcome.step} of {outcome.total}; to go on:")
+def _report(result, workdir: Path) -> None:
+    if result.step < result.total:
+        print(f"stopped and saved at step {result.step} of {result.total}; to go on:")
         print(f"    {cli.same_command('terminator_jax.train')}")
         return
-    state = "was done already" if outcome.was_done else "done"
+    state = "was done already" if result.already_finished else "done"
     print(
-        f"{state}: {outcome.total} steps; best eval accuracy {outcome.best['accuracy']:.4f} "
-        f"(loss {outcome.best['loss']:.4f}) at step {outcome.best_step}"
+        f"{state}: {result.total} steps; best eval accuracy {result.best['accuracy']:.4f} "
+        f"(loss {result.best['loss']:.4f}) at step {result.best_step}"
     )
     print(f"checkpoints: {workdir / 'checkpoints'}   logs: {workdir / 'log.jsonl'}")
 

@@ -39,7 +39,7 @@ def digits():
 
 @pytest.mark.parametrize("name", ["small", "tiny"])
 def test_it_gives_the_accuracy_of_the_evaluation(run, digits, name, capsys):
-    """The small model has running statistics, which belong to its variables."""
+    """The small model has running averages, which belong to its variables."""
     loaded = terminator_jax.load_model(run(name))
     step, scores, *_ = evaluate_checkpoint(run(name))
     hits = loaded.logits(digits.image).argmax(-1) == digits.label

@@ -13,7 +13,6 @@ from nets import filled
 from terminator_jax.convert import terminator_to_release
 from terminator_jax.losses import l2, label_smoothing, safe_norm, slow_neural
 from terminator_jax.models import Terminator, TerminatorConfig
-from terminator_jax.training.state import pack, split
 
 FACTORS = (4, 2, 2)
 
@@ -211,50 +210,6 @@ def test_l2_has_a_finite_gradient_where_parameters_are_zero():
     value, grads = jax.value_and_grad(l2)(params)
     assert value == 0
     assert all((grad == 0).all() for grad in jax.tree.leaves(grads))
-
-
-def test_l2_of_packed_parameters(network):
-    """The same value, and the gradient as a vector."""
-    structure, params, _ = split(network)
-    vector = pack(params)
-
-    def of_vector(vector):
-        return l2(structure.params, packed=(vector, structure.starts))
-
-    value, grad = jax.value_and_grad(of_vector)(vector)
-    expected, grads = jax.value_and_grad(l2)(params)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(grad, pack(grads), rtol=1e-5, atol=1e-12)
-    assert np.count_nonzero(grad) > 1000
-
-
-@pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
-def test_l2_of_tensors_anywhere(x64, length):
-    """Tensors of all lengths, within a row of those that are summed together and across several."""
-    rng = np.random.default_rng(1)
-    sizes = [length, 3, 2 * length, 1, 500, length]
-    params = {
-        f"block{n}": {"mixer": {"kernel": jnp.asarray(rng.normal(size=size))}, "other": jnp.ones(n)}
-        for n, size in enumerate(sizes)
-    }
-
-    def plain(params):
-        return sum(safe_norm(block["mixer"]["kernel"]) for block in params.values())
-
-    value, grads = jax.value_and_grad(l2)(params, 1.0)
-    expected, exact = jax.value_and_grad(plain)(params)
-    np.testing.assert_allclose(value, expected, rtol=1e-14)
-    for mine, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-14)
-
-
-def test_l2_of_a_vector_of_others():
-    params = {"mixer": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
-    message = "packed has 1 parameters and the shape (9,), params 2 and 9 numbers"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        l2(params, packed=(jnp.ones(9), [0]))
-    with pytest.raises(ValueError, match=re.escape("the shape (8,), params 2 and 9 numbers")):
-        l2(params, packed=(jnp.ones(8), [0, 3]))
 
 
 def test_l2_of_something_else():

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from terminator_jax.data import preparation
 from terminator_jax.data.cache import user_cache
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 TEST_EVERY = 5
 

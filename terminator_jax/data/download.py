@@ -12,7 +12,7 @@ from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from terminator_jax.data import preparation
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 # Seconds until the server of a data set has to answer. TFDS itself gives up after 205 seconds.
 PATIENCE = 4.0

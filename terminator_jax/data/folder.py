@@ -26,8 +26,8 @@ import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from terminator_jax.data import deep_png
-from terminator_jax.data.errors import InputError
 from terminator_jax.data.pictures import Batch, Pictures, load, resized
+from terminator_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 # Other pictures, which are refused: nothing that was meant is left out unseen.

@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 
 from terminator_jax.data import digits, folder
 from terminator_jax.data.download import download as download_builder
-from terminator_jax.data.errors import InputError
 from terminator_jax.data.pictures import Batch, Pictures, load, resized
+from terminator_jax.errors import InputError
 
 BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.prepared}
 

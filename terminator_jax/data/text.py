@@ -16,7 +16,7 @@ import numpy as np
 
 from terminator_jax.data import sources
 from terminator_jax.data.augment import ALONE, Batch, Process
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 # Of the sonnets, so many at the end are the test set.
 TEST_POEMS = 5

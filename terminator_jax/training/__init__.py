@@ -1,5 +1,10 @@
-"""The training application: configuration, task, examples, state, step, parallelism, checkpoints,
-logs, loop.
+"""The training application; `python -m terminator_jax.train` calls `loop.train(config, workdir)`.
 
-`loop.train(config, workdir)` is the whole of it; `python -m terminator_jax.train` calls that.
+- `config`: the fields of a configuration, `experiments/` changes them
+- `tasks`: what is trained for: data, loss, metrics; a new modality is a class there
+- `setup`: puts together devices, data, model, optimizer and state
+- `loop`: trains, logs, evaluates, saves
+- `state`, `step`, `optimizer`, `parallel`: the pure functions of a step and how they run
+- `checkpoint`, `logs`, `metrics`, `trace`, `interrupt`: what the loop uses
+- `evaluation`, `generation`: the other two commands
 """

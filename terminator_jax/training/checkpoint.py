@@ -1,12 +1,11 @@
-"""Checkpoints of a run: the last one and the best one, and the configuration beside them.
+"""Keeps the last and the best checkpoint of a run, and the configuration beside them.
 
     workdir/config.json
     workdir/checkpoints/STEP/{state,batches,metrics}
 
-A checkpoint gets its name only when it is whole, so that one cut off in the writing is never read.
+A checkpoint gets its name only when it is whole: one whose writing was cut off is never read.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training.state import TrainState
 
-
-def accuracy(metrics: dict[str, float]) -> float:
-    """By which pictures' checkpoints are compared."""
-    return metrics["accuracy"]
+# Metrics of which the best checkpoint has the smallest; of others it has the largest.
+LOWER_IS_BETTER = {"loss"}
 
 
 class Checkpoints:
@@ -30,35 +27,41 @@ class Checkpoints:
 
     Args:
         workdir: the directory of the run.
-        read_only: nothing is to be written or removed.
-        quality: of what an evaluation gave, the number that is largest for the best checkpoint.
+        best_metric: the metric of an evaluation that decides which is the best: the smallest
+            `loss`, or the largest of another metric.
+        read_only: whether nothing is to be written or removed.
     """
 
     def __init__(
         self,
         workdir: Path,
         *,
+        best_metric: str = "accuracy",
         read_only: bool = False,
-        quality: Callable[[dict[str, float]], float] = accuracy,
     ):
-        self._quality = quality
+        self._best_metric = best_metric
         self.directory = workdir.resolve() / "checkpoints"
-        best = BestN(get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False)
+        best = BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            best_fn=quality,
+            best_fn=self._quality,
             preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
             create=not read_only,
             read_only=read_only,
-            # The next step uses the state's memory again: by then it must be written.
+            # The next step reuses the memory of the state, which must be written by then.
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "batches")
         )
 
+    def _quality(self, scores: dict[str, float]) -> float:
+        """Returns what is largest for the best checkpoint."""
+        value = scores[self._best_metric]
+        return -value if self._best_metric in LOWER_IS_BETTER else value
+
     @property
     def latest(self) -> int | None:
-        """The step of the last checkpoint, if there is one."""
+        """The step of the last checkpoint; None before any."""
         return self._manager.latest_step()
 
     @property
@@ -68,16 +71,16 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of all checkpoints there are."""
+        """The steps of all checkpoints."""
         return sorted(self._manager.all_steps())
 
     def is_best(self, scores: dict[str, float]) -> bool:
-        """Whether a checkpoint with these scores would be the best one."""
+        """Returns whether a checkpoint with these scores would be the best one."""
         best = self.best
         return best is None or self._quality(scores) >= self._quality(self.metrics(best))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """What the evaluation gave at this step; empty for one in the middle of an epoch."""
+        """Returns the scores of a checkpoint; empty for one in the middle of an epoch."""
         return self._manager.metrics(step) or {}
 
     def save(
@@ -86,31 +89,32 @@ class Checkpoints:
         """Writes a checkpoint and removes those that are neither the last nor the best.
 
         Args:
-            step: its name.
-            state: arrays over the devices of all processes, see `Parallel.whole`.
+            step: the number of steps done, which names it.
+            state: arrays over the devices of all processes, see `Parallel.to_global`.
             batches: the position of the training batches, `get_state()` of their iterator.
-            scores: what an evaluation gave; None in the middle of an epoch.
+            scores: the result of an evaluation; None in the middle of an epoch.
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), batches=ocp.args.JsonSave(batches)
+            state=ocp.args.StandardSave(_to_disk(state)), batches=ocp.args.JsonSave(batches)
         )
         self._manager.save(step, args=items, metrics=scores, force=True)
 
     def restore(
-        self, step: int, like: TrainState, sharding: jax.sharding.Sharding
+        self, step: int, abstract_state: TrainState, sharding: jax.sharding.Sharding
     ) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the position of the training batches, as they were saved.
+        """Reads the state and the position of the training batches.
 
         Args:
             step: which checkpoint.
-            like: the shapes and dtypes of the state.
+            abstract_state: the shapes and dtypes of the state; arrays will do.
             sharding: where to put each array.
 
         Raises:
             InputError: if the checkpoint is of a state of another structure.
         """
         wanted = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            _to_disk(abstract_state),
         )
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted), batches=ocp.args.JsonRestore()
@@ -122,20 +126,30 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self.directory} does not fit this "
                 "configuration, or is of another version of the package"
             ) from error
-        return found.state, found.batches
+        return _from_disk(found.state), found.batches
 
     def close(self) -> None:
-        """Gives up what the manager holds."""
+        """Closes the manager."""
         self._manager.close()
 
 
+def _to_disk(state: TrainState) -> dict[str, Any]:
+    """Returns the state under the names that checkpoints of every version have."""
+    items = state._asdict()
+    return {"other": items.pop("model_state"), **items}
+
+
+def _from_disk(items: dict[str, Any]) -> TrainState:
+    return TrainState(model_state=items.pop("other"), **items)
+
+
 def config_file(workdir: Path) -> Path:
-    """Where the configuration of a run is kept."""
+    """Returns the file that holds the configuration of a run."""
     return workdir / "config.json"
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The configuration of the run in `workdir`.
+    """Reads the configuration of the run in `workdir`.
 
     Raises:
         InputError: if there is none, or it is of another version.
@@ -151,7 +165,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def latest_step(workdir: Path) -> int | None:
-    """The step of the last whole checkpoint in `workdir`, if any; reads nothing but names."""
+    """Returns the step of the last whole checkpoint, if any; reads nothing but names."""
     names = (path.name for path in (workdir / "checkpoints").glob("*"))
     return max((int(name) for name in names if name.isdigit()), default=None)
 
@@ -169,7 +183,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Keeps the configuration in `workdir`, which is created.
+    """Writes the configuration into `workdir`, which is created.
 
     Raises:
         InputError: if that cannot be written.

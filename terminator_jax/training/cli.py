@@ -1,4 +1,4 @@
-"""What the commands share: flags, one-line errors and exit codes."""
+"""The flags, one-line errors and exit codes that the commands share."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from absl import logging
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import paths
 
 USER_ERROR = 2
@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a command's flags; `--config.a.b=c` is left to the configuration."""
+    """Parses a command's flags; leaves `--config.a.b=c` to the configuration."""
 
     def __init__(self, description: str, epilog: str = ""):
         super().__init__(
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Turns argparse's own errors into ours."""
+        """Raises argparse's own errors as InputError."""
         raise InputError(f"{message}: --help lists the flags")
 
 
@@ -52,7 +52,7 @@ def run(command: Callable[[Sequence[str]], int]) -> NoReturn:
 
     An `InputError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
     """
-    logging.set_verbosity(logging.ERROR)  # TFDS and orbax tell much
+    logging.set_verbosity(logging.ERROR)  # TFDS and orbax log much
     try:
         code = command(sys.argv[1:])
     except InputError as error:
@@ -78,7 +78,7 @@ def run_directory(flags: argparse.Namespace) -> Path:
 
 
 def same_command(module: str) -> str:
-    """The command line that this process was started with.
+    """Returns the command line that this process was started with.
 
     Args:
         module: what comes after `python -m`.

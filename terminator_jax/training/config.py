@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields, how it is read, checked, kept and compared.
+"""The configuration of a run: reads, validates, saves and compares it.
 
 An experiment is a file with a function `get_config()` that starts from `default_config()` and
 changes what it needs:
@@ -24,14 +24,14 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training.paths import experiment_file
 
-# How a flag for an option of the model begins.
-OPTION = "--config.model.options."
+# The beginning of a flag for an option of the model.
+OPTION_FLAG = "--config.model.options."
 
-# Fields that a run may change when it goes on: they do not change what it computes.
-FREE = {
+# Fields that may differ when a run resumes: they do not change what it computes.
+RESUMABLE_FIELDS = {
     "checkpoint_every_steps",
     "compilation_cache",
     "data.data_dir",
@@ -44,7 +44,7 @@ FREE = {
 
 
 def default_config() -> ConfigDict:
-    """Every field there is, each with a value of its type; locked, so that a slip is an error.
+    """Returns every field with a default of its type; locked, so that a misspelt one is an error.
 
     Example:
         >>> default_config().optimizer.name
@@ -52,16 +52,17 @@ def default_config() -> ConfigDict:
     """
     config = ConfigDict(
         dict(
-            seed=0,  # initial parameters, order of the pictures, augmentation, dropout
+            seed=0,  # initial parameters, order of the examples, augmentation, dropout
             epochs=30,
-            batch_size=64,  # of all devices and processes together
+            batch_size=64,  # over all devices and processes
             eval_batch_size=64,
-            parallel="pmap",  # or "jit": one program of the whole batch
+            parallel="pmap",  # or "jit", which divides one program of the whole batch
             dtype="float32",  # of the computation: or "bfloat16"; "float64" with JAX_ENABLE_X64=1
-            remat=False,  # gradients compute again what is inside a block: less memory, more time
+            remat=False,  # recomputes each block in the backward pass: less memory, more time
             profile=False,  # writes a trace of a few steps into the workdir
             compilation_cache=True,  # keeps compiled programs in the user's cache directory
             log_every_steps=20,
+            best_metric="",  # of an evaluation, for the best checkpoint; "" is the task's own
             checkpoint_every_steps=500,  # besides the end of each epoch; 0 for only that
             model=dict(
                 name="terminator",
@@ -73,26 +74,26 @@ def default_config() -> ConfigDict:
                 train_split="train",
                 eval_split="test",
                 data_dir="",  # "" is $TFDS_DATA_DIR or TFDS's own default
-                download=True,  # of what is not there
-                in_memory=True,  # decodes every picture once, at the start
-                resize=0,  # pixels per side; 0 leaves the pictures as they are
-                eval_fraction=0.1,  # of own pictures without splits, what becomes `test`
-                split_seed=0,  # which pictures these are
+                download=True,  # what is not prepared yet
+                in_memory=True,  # decodes all images at the start
+                resize=0,  # pixels per side; 0 keeps the size
+                eval_fraction=0.1,  # of own images without splits, the part for `test`
+                split_seed=0,  # decides which images these are
                 mean=(0.5,),  # per channel, of pixels in [0, 1]
                 std=(0.25,),
-                padding=0,  # of the random crop, i.e. the largest shift; 0 for no crop
+                padding=0,  # pixels by which the random crop may shift; 0 for no crop
                 padding_mode="symmetric",  # or "zeros"
                 flip=False,
-                sequence=False,  # pictures as sequences of pixels, row after row
-                permutation=(),  # order of a sequence's pixels, () for their own
-                grid=(16, 16),  # of texts: rows and columns of bytes
-                hidden=0.5,  # share of a text's bytes that evaluation hides
-                hidden_seed=0,  # which bytes these are
+                sequence=False,  # images become sequences of pixels, row by row
+                permutation=(),  # order of a sequence's pixels; () keeps it
+                grid=(16, 16),  # rows and columns of bytes of a text
+                hidden=0.5,  # share of a text's bytes that evaluation masks
+                hidden_seed=0,  # decides which bytes these are
             ),
             loss=dict(
                 label_smoothing=0.09,
                 slow_neural=1.0,  # weight of the slow neural loss
-                channel_sum=False,  # its variant that sums channels first
+                channel_sum=False,  # sums the channels before the difference
                 l2=5e-5,
             ),
             optimizer=dict(
@@ -110,7 +111,7 @@ def default_config() -> ConfigDict:
 
 
 def published_recipe() -> ConfigDict:
-    """The published network and recipe for 32×32 pictures; an experiment names its data.
+    """Returns the published network and recipe for 32×32 images; an experiment names its data.
 
     Example:
         >>> published_recipe().optimizer.learning_rate
@@ -134,9 +135,9 @@ def published_recipe() -> ConfigDict:
 
 _positive = (lambda value: value > 0, "greater than 0")
 _not_negative = (lambda value: value >= 0, "0 or more")
-_share = (lambda value: 0 <= value < 1, "in [0, 1)")
+_unit_interval = (lambda value: 0 <= value < 1, "in [0, 1)")
 
-LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "epochs": _positive,
     "batch_size": _positive,
@@ -173,15 +174,15 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "optimizer.learning_rate": _positive,
     "optimizer.warmup_epochs": _not_negative,
-    "optimizer.beta1": _share,
-    "optimizer.beta2": _share,
-    "optimizer.momentum": _share,
+    "optimizer.beta1": _unit_interval,
+    "optimizer.beta2": _unit_interval,
+    "optimizer.momentum": _unit_interval,
     "optimizer.weight_decay": _not_negative,
 }
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The configuration that an experiment's file makes, changed by `overrides` and checked.
+    """Reads an experiment's file, applies `overrides` and validates the result.
 
     Args:
         path: a Python file with a function `get_config()`, or the name of one: see
@@ -203,7 +204,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """`config` changed by flags such as `--config.data.flip=True`, and checked.
+    """Applies flags such as `--config.data.flip=True` to a configuration, and validates it.
 
     Example:
         >>> override(default_config(), ["--config.epochs=3"]).epochs
@@ -211,9 +212,9 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         >>> override(default_config(), ["--config.epoch=3"])
         Traceback (most recent call last):
         ...
-        terminator_jax.data.errors.InputError: there is no config.epoch: did you mean config.epochs?
+        terminator_jax.errors.InputError: there is no config.epoch: did you mean config.epochs?
     """
-    options = [argument for argument in overrides if argument.startswith(OPTION)]
+    options = [argument for argument in overrides if argument.startswith(OPTION_FLAG)]
     config = _parse(config, [argument for argument in overrides if argument not in options])
     if options:
         config = _parse(_with_options(config, options), options)
@@ -222,7 +223,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _parse(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """The configuration changed by flags; raises InputError for one that does not fit."""
+    """Applies flags; raises InputError for one that does not fit."""
     for argument in overrides:
         _check_field(config, argument)
     values = flags.FlagValues()
@@ -239,9 +240,9 @@ def _parse(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _with_options(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """The configuration with the variant's own value for each option that a flag names.
+    """Adds the variant's own value of each option that a flag names to the configuration.
 
-    A flag can only change a field that is there and whose type is known.
+    A flag can only change a field that exists and whose type is known.
     """
     from terminator_jax.models import make_config  # imports JAX, which other flags can do without
 
@@ -252,7 +253,7 @@ def _with_options(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     known = {field.name: getattr(variant, field.name) for field in dataclasses.fields(variant)}
     own = {}
     for argument in arguments:
-        name, equals, _ = argument.removeprefix(OPTION).partition("=")
+        name, equals, _ = argument.removeprefix(OPTION_FLAG).partition("=")
         if not equals:
             raise InputError(f"{argument} has no value: write {argument}=VALUE")
         if name not in known:
@@ -277,8 +278,8 @@ def _check_field(config: ConfigDict, argument: str) -> None:
 
 
 def _find(config: ConfigDict, path: str) -> Any:
-    """The value of a field; raises InputError if there is none."""
-    known = dict(_flat(config))
+    """Returns the value of a field; raises InputError if there is none."""
+    known = dict(_flatten(config))
     if path in known or any(name.startswith(f"{path}.") for name in known):
         return known.get(path)
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
@@ -290,7 +291,7 @@ def _find(config: ConfigDict, path: str) -> Any:
 
 
 def _flag_error(config: ConfigDict, error: flags.Error) -> str:
-    """absl's "flag --config.a=b: reason" in our words."""
+    """Rewords absl's "flag --config.a=b: reason"."""
     text = _one_line(error)
     flag, _, value = text.removeprefix("flag --config.").partition("=")
     if not value:
@@ -301,7 +302,7 @@ def _flag_error(config: ConfigDict, error: flags.Error) -> str:
 
 def check(config: ConfigDict) -> None:
     """Raises InputError if a field is unknown, missing, of the wrong type or out of range."""
-    known, given = dict(_flat(default_config())), dict(_flat(config))
+    known, given = dict(_flatten(default_config())), dict(_flatten(config))
     for path in given:
         if not path.startswith("model.options."):
             _find(default_config(), path)
@@ -309,7 +310,7 @@ def check(config: ConfigDict) -> None:
         if path not in given:
             raise InputError(f"config.{path} is missing: start from default_config()")
         _check_type(path, given[path], default)
-        accepts, wanted = LIMITS.get(path, (lambda value: True, ""))
+        accepts, wanted = VALIDATORS.get(path, (lambda value: True, ""))
         if not accepts(given[path]):
             raise InputError(f"config.{path} is {_short(given[path])}, and must be {wanted}")
     if config.optimizer.warmup_epochs >= config.epochs:
@@ -328,51 +329,51 @@ def _check_type(path: str, value: Any, default: Any) -> None:
         raise InputError(f"config.{path} must be a tuple of numbers, not {value!r}")
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every field."""
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted path and the value of every field."""
     for name, value in config.items():
         if isinstance(value, ConfigDict | dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as JSON text, to be kept beside the checkpoints."""
+    """Returns the configuration as JSON text."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """The configuration that `to_json` wrote, and checked.
+    """Reads a configuration that `to_json` wrote, and validates it.
 
-    Fields that are newer than the text have their defaults, which leave a run as it was.
+    Fields that are newer than the text get their defaults, which do not change a run.
 
     Raises:
         InputError: if it has other fields than this version knows.
     """
-    values = _completed(_tuples(json.loads(text)), default_config().to_dict())
+    values = _fill_defaults(_tuples(json.loads(text)), default_config().to_dict())
     config = ConfigDict(values)
     check(config)
     return config.lock()
 
 
-def _completed(values: Any, defaults: Any) -> Any:
-    """`values` with what they lack."""
+def _fill_defaults(values: Any, defaults: Any) -> Any:
+    """Returns `values` with the defaults of missing fields."""
     if not isinstance(values, dict) or not isinstance(defaults, dict):
         return values
-    both = {name: _completed(values.get(name, own), own) for name, own in defaults.items()}
+    both = {name: _fill_defaults(values.get(name, own), own) for name, own in defaults.items()}
     return {**both, **{name: value for name, value in values.items() if name not in both}}
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Turns JSON's lists back into tuples."""
     if isinstance(value, dict):
         return {name: _tuples(item) for name, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
-    """What two configurations disagree about, of what a run cannot change while it lasts.
+    """Lists the fields that differ, except those that may differ when a run resumes.
 
     Example:
         >>> other = default_config()
@@ -380,16 +381,16 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
         >>> differences(default_config(), other)
         ['batch_size (64 there, 32 now)']
     """
-    old, new = dict(_flat(saved)), dict(_flat(wanted))
+    old, new = dict(_flatten(saved)), dict(_flatten(wanted))
     return [
         f"{path} ({_short(old.get(path))} there, {_short(new.get(path))} now)"
-        for path in sorted((old | new).keys() - FREE)
+        for path in sorted((old | new).keys() - RESUMABLE_FIELDS)
         if old.get(path) != new.get(path)
     ]
 
 
 def _short(value: Any) -> str:
-    """The value as Python writes it, long tuples cut."""
+    """Returns the value as Python writes it, with long tuples shortened."""
     return reprlib.repr(value) if isinstance(value, tuple) else repr(value)
 
 

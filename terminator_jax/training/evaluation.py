@@ -1,4 +1,4 @@
-"""The evaluation of a state, and of a checkpoint."""
+"""Evaluates a run at its present state, and a checkpoint."""
 
 import contextlib
 import dataclasses
@@ -9,48 +9,50 @@ from typing import NamedTuple
 
 from terminator_jax import loading
 from terminator_jax.data import pipeline
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training.checkpoint import Checkpoints, read_config
-from terminator_jax.training.examples import EXAMPLES, open_pictures
-from terminator_jax.training.metrics import Scalars, totals
-from terminator_jax.training.parallel import own_process
+from terminator_jax.training.metrics import Scalars, weighted_means
+from terminator_jax.training.parallel import process_shard
 from terminator_jax.training.setup import Run, make_run
-from terminator_jax.training.state import TrainState, pack, split
+from terminator_jax.training.state import ravel, split_model
 from terminator_jax.training.step import make_eval_step
-from terminator_jax.training.task import Task, make_task
+from terminator_jax.training.tasks import Task, make_task
 
-# What a checkpoint cannot be evaluated with unless it was trained with it.
-FIXED = ("model.", "optimizer.")
+# Fields of which a checkpoint can only be evaluated with the value that it was trained with.
+CHECKPOINT_FIELDS = ("model.", "optimizer.")
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation of a checkpoint found.
+    """The evaluation of a checkpoint.
 
     Attributes:
-        step: of the checkpoint.
-        scores: what `make_evaluate` gives.
-        counted: what `scores["count"]` counts.
+        step: the step of the checkpoint.
+        scores: the metrics, and their `count`.
+        unit: what `scores["count"]` counts.
         baselines: losses by name that need no model.
     """
 
     step: int
     scores: Scalars
-    counted: str
+    unit: str
     baselines: Scalars
 
 
-def make_evaluate(run: Run, examples: pipeline.Examples) -> Callable[[TrainState], Scalars]:
-    """A function of the state to `loss` (cross-entropy), `accuracy` and `count`.
+def make_evaluate(run: Run) -> Callable[[], Scalars]:
+    """Returns a function that evaluates the run's state: `loss`, `accuracy`, … and `count`.
 
     Every example counts once. Batches are in order and of one size, because a prediction depends on
-    its batch: another `config.eval_batch_size` gives slightly different numbers.
+    its batch: another `config.eval_batch_size` gives slightly different results.
     """
-    eval_step = run.mode.compile(make_eval_step(run.task, run.structure))
+    eval_step = run.parallel.compile(make_eval_step(run.task, run.model_def))
 
-    def evaluate(state: TrainState) -> Scalars:
-        batches = pipeline.eval_batches(examples, run.config.eval_batch_size, process=own_process())
-        return totals(eval_step(state, run.mode.place(batch)) for batch in batches)
+    def evaluate() -> Scalars:
+        size = run.config.eval_batch_size
+        batches = pipeline.eval_batches(run.eval_data, size, process=process_shard())
+        return weighted_means(
+            eval_step(run.state, run.parallel.shard_batch(batch)) for batch in batches
+        )
 
     return evaluate
 
@@ -67,56 +69,67 @@ def evaluate_checkpoint(
         workdir: the directory of the run.
         step: which checkpoint; None for the best.
         overrides: flags such as `--config.data.eval_split=train`.
-        size: pixels per side of pictures and model, if not those that it was trained with.
+        size: pixels per side of images and model, if not those that it was trained with.
 
     Raises:
         InputError: if there is no such run or checkpoint, or a flag is wrong.
     """
-    kept = read_config(workdir)
-    config = configs.override(kept.copy_and_resolve_references(), overrides)
-    for difference in configs.differences(kept, config):
-        if difference.startswith(FIXED):
+    saved = read_config(workdir)
+    config = configs.override(saved.copy_and_resolve_references(), overrides)
+    for difference in configs.differences(saved, config):
+        if difference.startswith(CHECKPOINT_FIELDS):
             raise InputError(f"the checkpoints were made with another config.{difference}")
     checkpoints, chosen = open_checkpoint(workdir, step, make_task(config))
     run = make_run(config)
-    state, _ = checkpoints.restore(chosen, run.like, run.mode.replicated)
-    state = run.packed(state)
+    run.restore(checkpoints, chosen)
     if step is None and not (workdir / loading.FILE_NAME).exists():
         with contextlib.suppress(OSError):  # a run that can only be read is evaluated all the same
-            run._replace(config=kept).save_model(workdir, state, chosen)
+            dataclasses.replace(run, config=saved).save_model(workdir, chosen)
     if size is not None:
-        run, state = _resized(run, state, size)
-    scores = make_evaluate(run, run.read(run.eval))(state)
-    baselines = run.source.baselines(run.config, run.train, run.eval)
-    return Evaluation(chosen, scores, run.source.counted, baselines)
+        run = _resized(run, size)
+    baselines = run.task.baselines(run.train_data, run.eval_data)
+    run.load_data()
+    return Evaluation(chosen, make_evaluate(run)(), run.task.unit_of_evaluation, baselines)
 
 
-def _resized(run: Run, state: TrainState, size: int) -> tuple[Run, TrainState]:
-    """Model and pictures with `size` pixels per side; says on stderr what changes in the model."""
-    model = run.structure.merge(state.params, state.other)
+def _resized(run: Run, size: int) -> Run:
+    """Returns the run with `size` pixels per side; says on stderr what changes in the model."""
+    model = run.model_def.merge(run.named_parameters(), run.state.model_state)
     if run.config.data.sequence or not hasattr(model, "resized"):
         raise InputError("--size is for models of pictures that have a `resized`: leave it away")
     model, changes = model.resized((size, size))
     print(*changes, sep="\n", file=sys.stderr)
-    structure, params, other = split(model)
-    task = dataclasses.replace(run.task, model_config=model.config)
     config = run.config.copy_and_resolve_references()
     config.data.resize = size
-    pictures = open_pictures(config, config.data.eval_split)
-    run = run._replace(config=config, task=task, structure=structure, eval=pictures)
-    return run, state._replace(params=pack(params), other=other)
+    task = dataclasses.replace(run.task, config=config, model_config=model.config)
+    model_def, params, model_state = split_model(model)
+    return dataclasses.replace(
+        run,
+        config=config,
+        task=task,
+        eval_data=task.open(config.data.eval_split),
+        model_def=model_def,
+        state=run.state._replace(params=ravel(params), model_state=model_state),
+    )
 
 
 def open_checkpoint(workdir: Path, step: int | None, task: Task) -> tuple[Checkpoints, int]:
-    """The checkpoints of a run and which of them is meant; None for the best.
+    """Opens the checkpoints of a run.
+
+    Args:
+        workdir: the directory of the run.
+        step: which checkpoint; None for the best.
+        task: the task of the run.
+
+    Returns:
+        The checkpoints, and the step of the one that is meant.
 
     Raises:
         InputError: if there is no such checkpoint.
     """
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoints yet")
-    quality = EXAMPLES[task.family.kind].quality
-    checkpoints = Checkpoints(workdir, read_only=True, quality=quality)
+    checkpoints = Checkpoints(workdir, best_metric=task.best_metric, read_only=True)
     return checkpoints, _choose(checkpoints, workdir, step)
 
 

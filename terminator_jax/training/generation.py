@@ -1,4 +1,4 @@
-"""Texts from a trained model: a grid begun with a prompt, filled in rounds, and shown."""
+"""Generates text with a trained model: a grid with a prompt, filled in rounds, and rendered."""
 
 import functools
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.models.decoding import decode
 from terminator_jax.training.checkpoint import read_config
 from terminator_jax.training.evaluation import open_checkpoint
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.setup import blueprint
-from terminator_jax.training.task import Task, make_task
+from terminator_jax.training.state import new_state, split_model
+from terminator_jax.training.tasks import MaskedTokens, make_task
 
 # What is shown in place of a hidden byte, of the end of a line, and of what cannot be printed.
 HIDDEN, NEWLINE, OTHER = "·", "↵", "?"
 
 
-def load(workdir: Path, step: int | None = None) -> tuple[Task, nnx.Module]:
-    """The task and the model of a run; its data need not be there.
+def load(workdir: Path, step: int | None = None) -> tuple[MaskedTokens, nnx.Module]:
+    """Loads the task and the model of a run; its data need not be there.
 
     Args:
         workdir: the directory of the run.
@@ -33,32 +33,35 @@ def load(workdir: Path, step: int | None = None) -> tuple[Task, nnx.Module]:
     """
     config = read_config(workdir)
     task = make_task(config)
-    if task.family.kind != "text":
+    if not isinstance(task, MaskedTokens):
         raise InputError(f"{workdir} holds a {config.model.name}, which is not for text")
     checkpoints, chosen = open_checkpoint(workdir, step, task)
-    solver, _ = make_optimizer(config, steps_per_epoch=1000)  # only its state's shapes count
-    structure, like = blueprint(task, solver)
+    tx, _ = make_optimizer(config, steps_per_epoch=1000)  # only the shapes of its state count
+    model_def, params, model_state = split_model(task.make_model())
+    state = new_state(params, model_state, tx, config.seed)._replace(params=params)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state, _ = checkpoints.restore(chosen, like, sharding)
-    return task, nnx.merge(structure.graph, state.params, state.other)
+    state, _ = checkpoints.restore(chosen, state, sharding)
+    model = model_def.merge(state.params, state.model_state)
+    model.eval()
+    return task, model
 
 
-def begin(
+def prompt_grid(
     grid: tuple[int, int], prompt: str = "", at: tuple[int, int] = (0, 0)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A grid's tokens with a prompt in it, and what is hidden: all the rest.
+    """Returns the tokens of a grid with a prompt in it, and what is hidden: all the rest.
 
     Args:
         grid: rows and columns.
-        prompt: its UTF-8 bytes are set one after the other, on in the next row where one ends.
-        at: row and column of the first.
+        prompt: its UTF-8 bytes follow each other, and continue in the next row.
+        at: row and column of the first byte.
 
     Raises:
         InputError: if the prompt does not fit there, or leaves nothing to fill in.
 
     Example:
-        >>> tokens, hidden = begin((2, 4), "abc", at=(0, 3))
-        >>> show(tokens, hidden)
+        >>> tokens, hidden = prompt_grid((2, 4), "abc", at=(0, 3))
+        >>> render(tokens, hidden)
         ['···a', 'bc··']
     """
     rows, columns = grid
@@ -90,7 +93,10 @@ def fill(
     top_k: int,
     seed: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens and what is hidden of grids, `(n, rows, columns)`, after each round; see `decode`."""
+    """Yields the tokens of grids, `(n, rows, columns)`, and what is hidden after each round.
+
+    See `decode`.
+    """
     return decode(
         functools.partial(_logits, *nnx.split(model)),
         jnp.asarray(tokens),
@@ -108,11 +114,11 @@ def _logits(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> jax.Arr
     return nnx.merge(graph, state)(tokens)
 
 
-def show(tokens: np.ndarray, hidden: np.ndarray) -> list[str]:
-    """The rows of a grid as text, one character a byte.
+def render(tokens: np.ndarray, hidden: np.ndarray) -> list[str]:
+    """Renders the rows of a grid as text, one character a byte.
 
     Example:
-        >>> show(np.array([[104, 105, 10, 200]]), np.array([[False, False, False, False]]))
+        >>> render(np.array([[104, 105, 10, 200]]), np.array([[False, False, False, False]]))
         ['hi↵?']
     """
     return [

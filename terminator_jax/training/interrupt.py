@@ -1,32 +1,37 @@
-"""Ctrl-C as a wish to stop after the step that runs, instead of an exception anywhere."""
+"""Turns signals that ask the process to end into a wish to stop after the current step."""
 
 import signal
 from typing import Any
 
+# Ctrl-C, and what a scheduler sends to a machine that is about to be taken away.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-class Interrupt:
-    """Within it, the first Ctrl-C only sets `asked`; a second one raises KeyboardInterrupt.
+
+class StopSignals:
+    """Within it, the first signal only sets `stop_requested`; a second one ends the process.
 
     Attributes:
-        asked: whether the run is to stop.
+        stop_requested: whether the run is to stop.
 
     Example:
-        >>> with Interrupt() as interrupt:
-        ...     signal.raise_signal(signal.SIGINT)
-        ...     interrupt.asked
+        >>> with StopSignals() as signals:
+        ...     signal.raise_signal(signal.SIGTERM)
+        ...     signals.stop_requested
         True
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stop_requested = False
 
-    def __enter__(self) -> "Interrupt":
-        self._before = signal.signal(signal.SIGINT, self._ask)
+    def __enter__(self) -> "StopSignals":
+        self._handlers = {number: signal.signal(number, self._request) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
+    def _request(self, *_: Any) -> None:
+        self.stop_requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""What a run tells: JSON lines, TensorBoard events, and a bar or lines on the terminal.
+"""Logs a run: JSON lines, TensorBoard events, and a bar or lines on the terminal.
 
-workdir/log.jsonl          one object a line: kind ("train" or "eval"), step, epoch, numbers
-workdir/events.out.…       the same numbers for TensorBoard
+workdir/log.jsonl          one object a line: kind ("train" or "eval"), step, epoch, metrics
+workdir/events.out.…       the same for TensorBoard
 """
 
 import json
@@ -18,15 +18,15 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}  {remainin
 
 
 class Logs:
-    """Where the numbers of a run go; a context manager.
+    """Writes the metrics of a run; a context manager.
 
     Args:
         workdir: the directory of the run, which exists.
-        step: the step that the run goes on from; what was logged after it is dropped.
+        step: the step that the run resumes from; what was logged after it is dropped.
         total: the last step of the run.
         steps_per_epoch: steps in an epoch.
         enabled: whether this process writes; only one of several does.
-        noun: what a step's examples are called.
+        unit: what a step's examples are called.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Logs:
         total: int,
         steps_per_epoch: int,
         enabled: bool = True,
-        noun: str = "images",
+        unit: str = "images",
     ):
-        self._noun, self._workdir, self._start = noun, workdir, step
+        self._unit, self._workdir, self._start = unit, workdir, step
         self._enabled, self._steps_per_epoch, self._total = enabled, steps_per_epoch, total
         self._bar, self._writer = None, None
         if not enabled:
@@ -63,44 +63,44 @@ class Logs:
         if self._writer:
             self._writer.close()
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
         if self._enabled:
             (self._bar.write if self._bar else print)(line, file=sys.stdout)
             sys.stdout.flush()
 
     def step(self) -> None:
-        """Moves the bar on."""
+        """Advances the bar."""
         if self._bar:
             self._bar.update()
 
-    def compiled(self) -> None:
-        """Opens the events; leaves the time until now out of what the bar expects of the rest."""
+    def first_step_done(self) -> None:
+        """Opens the event file, and excludes the time until now from the bar's estimate."""
         if self._enabled:
             self._events()
         if self._bar:
             self._bar.unpause()
 
-    def train(self, step: int, means: Scalars) -> None:
-        """Writes what the training steps since the last call gave."""
+    def log_train(self, step: int, means: Scalars) -> None:
+        """Writes the means of the training steps since the last call."""
         self._write("train", step, means)
         if self._bar:
             shown = "loss {loss:.4f}  accuracy {accuracy:.4f}  ".format(**means)
             self._bar.set_description_str(f"epoch {self._epoch(step)}", refresh=False)
             self._bar.set_postfix_str(shown + self._speed(means))
 
-    def evaluation(self, step: int, scores: Scalars, means: Scalars) -> None:
-        """Writes what an evaluation gave, and prints the epoch's line."""
+    def log_eval(self, step: int, scores: Scalars, means: Scalars) -> None:
+        """Writes the scores of an evaluation, and prints the epoch's line."""
         self._write("eval", step, scores)
         epochs = self._total // self._steps_per_epoch
-        self.say(
+        self.info(
             f"epoch {self._epoch(step)}/{epochs}  train loss {means['loss']:.4f}  "
-            f"eval loss {scores['loss']:.4f}  eval accuracy {scores['accuracy']:.4f}  "
+            + "".join(f"eval {name} {scores[name]:.4f}  " for name in _metric_names(scores))
             + self._speed(means)
         )
 
     def _events(self) -> Any:
-        """Where TensorBoard's events go: opened late, for it imports PyTorch if that is there."""
+        """Returns TensorBoard's writer; opened late, because it imports PyTorch where that is."""
         if self._writer is None:
             import tensorboardX
 
@@ -110,24 +110,29 @@ class Logs:
         return self._writer
 
     def _speed(self, means: Scalars) -> str:
-        return f"{means[f'{self._noun}_per_second']:.0f} {self._noun}/s"
+        return f"{means[f'{self._unit}_per_second']:.0f} {self._unit}/s"
 
     def _epoch(self, step: int) -> int:
-        """The epoch, from 1, that this step (from 1) belongs to."""
+        """Returns the epoch, from 1, of a step, from 1."""
         return (step - 1) // self._steps_per_epoch + 1
 
-    def _write(self, kind: str, step: int, numbers: Scalars) -> None:
+    def _write(self, kind: str, step: int, metrics: Scalars) -> None:
         if not self._enabled:
             return
-        line = {"kind": kind, "step": step, "epoch": self._epoch(step), **numbers}
+        line = {"kind": kind, "step": step, "epoch": self._epoch(step), **metrics}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
+        for name, value in metrics.items():
             self._events().add_scalar(f"{kind}/{name}", value, step)
 
 
+def _metric_names(scores: Scalars) -> list[str]:
+    """Returns the names of an evaluation's metrics, the loss first."""
+    return sorted(scores.keys() - {"count"}, key=lambda name: (name != "loss", name))
+
+
 def _open_after(path: Path, step: int) -> Any:
-    """The log opened for more lines, without those that a run cut off wrote after `step`."""
+    """Opens the log for more lines, and drops those that an earlier process wrote after `step`."""
     kept = []
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
@@ -138,7 +143,7 @@ def _open_after(path: Path, step: int) -> Any:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of the log; infinity for one that was not written to its end."""
+    """Returns the step of a line of the log; infinity for a line that was cut off."""
     try:
         return json.loads(line)["step"]
     except ValueError:

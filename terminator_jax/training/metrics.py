@@ -1,4 +1,4 @@
-"""Numbers of steps, gathered on the devices and read together, so that steps need not wait."""
+"""Metrics of steps, collected on the devices and read together, so that steps need not wait."""
 
 import time
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ Scalars = dict[str, float]
 
 
 class Meter:
-    """Means of what training steps give, and how fast they go.
+    """Averages the metrics of training steps and measures their speed.
 
     Args:
-        batch_size: pictures, or other examples, in a step.
-        noun: what they are called in the names of their speed.
+        batch_size: examples in a step.
+        unit: what they are called in the name of the speed.
 
     Example:
         >>> meter = Meter(batch_size=32)
@@ -24,35 +24,35 @@ class Meter:
         (2.0, 2.0)
     """
 
-    def __init__(self, batch_size: int, noun: str = "images"):
-        self._batch_size, self._speed = batch_size, f"{noun}_per_second"
-        self._waiting: list[dict[str, jax.Array]] = []
+    def __init__(self, batch_size: int, unit: str = "images"):
+        self._batch_size, self._speed = batch_size, f"{unit}_per_second"
+        self._pending: list[dict[str, jax.Array]] = []
         self._epoch: list[tuple[int, int, float, Scalars]] = []
-        self.restart()
+        self.reset_timer()
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Keeps what a step gave; does not wait for it."""
-        self._waiting.append(metrics)
+        """Adds the metrics of a step; does not wait for it."""
+        self._pending.append(metrics)
 
-    def restart(self) -> None:
-        """Leaves out of the speed all that went before: compilation, evaluation, saving."""
-        self._untimed, self._since = len(self._waiting), time.perf_counter()
+    def reset_timer(self) -> None:
+        """Excludes what went before from the speed: compilation, evaluation, saving."""
+        self._excluded, self._since = len(self._pending), time.perf_counter()
 
     def read(self) -> Scalars:
-        """Means since the last call and `images_per_second` or the like, 0 if no step was timed.
+        """Returns the means since the last call and the speed, 0 if no step was timed.
 
         Waits for the steps.
         """
-        steps = jax.device_get(self._waiting)
-        seconds, timed = time.perf_counter() - self._since, len(steps) - self._untimed
+        steps = jax.device_get(self._pending)
+        seconds, timed = time.perf_counter() - self._since, len(steps) - self._excluded
         means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
         self._epoch.append((len(steps), timed, seconds, means))
-        self._waiting = []
-        self.restart()
+        self._pending = []
+        self.reset_timer()
         return {**means, self._speed: timed * self._batch_size / seconds}
 
     def read_epoch(self) -> Scalars:
-        """The same over all that was read since the last call of this function."""
+        """Returns the same over all that was read since the last call of this function."""
         counts, timed, seconds, means = zip(*self._epoch, strict=True)
         self._epoch = []
         average = {
@@ -62,14 +62,14 @@ class Meter:
         return {**average, self._speed: sum(timed) * self._batch_size / sum(seconds)}
 
 
-def totals(sums: Iterable[dict[str, jax.Array]]) -> Scalars:
-    """Means over all pictures, from the sums of every evaluation batch.
+def weighted_means(sums: Iterable[dict[str, jax.Array]]) -> Scalars:
+    """Returns the means over all examples, from the sums of every evaluation batch.
 
     Example:
-        >>> totals([{"count": 3, "accuracy": 3.0}, {"count": 1, "accuracy": 0.0}])
+        >>> weighted_means([{"count": 3, "accuracy": 3.0}, {"count": 1, "accuracy": 0.0}])
         {'accuracy': 0.75, 'count': 4.0}
     """
     steps = jax.device_get(list(sums))
-    added = {name: float(sum(step[name] for step in steps)) for name in steps[0]}
-    count = added.pop("count")
-    return {**{name: value / count for name, value in added.items()}, "count": count}
+    totals = {name: float(sum(step[name] for step in steps)) for name in steps[0]}
+    count = totals.pop("count")
+    return {**{name: value / count for name, value in totals.items()}, "count": count}

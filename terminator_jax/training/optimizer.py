@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from terminator_jax.optim import kar2, kar3
 
-# Learning rate and config.optimizer to the transformation.
+# Makes an optimizer from the learning rate and config.optimizer.
 OPTIMIZERS = {
     "kar3": lambda rate, config: kar3(rate, config.beta1, config.beta2),
     "kar2": lambda rate, config: kar2(rate, config.beta2),
@@ -15,7 +15,7 @@ OPTIMIZERS = {
 
 
 def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """From 0 linearly up to the learning rate, then along half a cosine down to 0 at the end.
+    """Returns the learning rate: a linear warm-up from 0, then a half cosine down to 0.
 
     Example:
         >>> from terminator_jax.training.config import default_config, override
@@ -34,6 +34,6 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer that the configuration names, and its learning rate at each step."""
+    """Returns the optimizer that the configuration names, and its learning rate at each step."""
     schedule = make_schedule(config, steps_per_epoch)
     return OPTIMIZERS[config.optimizer.name](schedule, config.optimizer), schedule

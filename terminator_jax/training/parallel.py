@@ -1,14 +1,15 @@
 """The devices of a run: `pmap`, or `jit` of the whole batch over a mesh; in one process or several.
 
-Either way the state is one array per leaf, the same on every device, and a batch is cut into as
-many equal parts as there are devices.
+Either way the state is the same on every device, and a batch is divided into as many equal parts as
+there are devices.
 """
 
+import dataclasses
 import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -18,82 +19,103 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from terminator_jax.data.augment import Process
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 AXIS = "batch"
 
-# Seconds that a process waits for process 0 to listen.
-PATIENCE = 300
+# Seconds for which a process waits for process 0 to listen.
+CONNECT_TIMEOUT_S = 300
 
 
-class Parallel(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Parallel:
     """How steps run on all devices.
 
     Attributes:
         mesh: all devices, in the order in which they take their part of a batch.
         axis_name: the mapped axis that a step sees, if any.
-        compile: makes `step(state, batch)` run on all devices, its results the same on each. With
-            `donate`, the memory of `state` is used again for the results.
-        place: this process's rows of a batch, cut up for the compiled step.
     """
 
     mesh: Mesh
-    axis_name: str | None
-    compile: Callable[..., Callable]
-    place: Callable[[dict[str, np.ndarray]], dict[str, Any]]
+    axis_name: ClassVar[str | None] = None
+
+    def compile(self, step: Callable, *, donate: bool = False) -> Callable:
+        """Returns `step(state, batch)` for all devices; its results are the same on each.
+
+        Args:
+            step: what each device computes (`pmap`), or all of them together (`jit`).
+            donate: whether the memory of `state` is used again for the results.
+        """
+        raise NotImplementedError
+
+    def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Returns this process's rows of a batch, divided for the compiled step."""
+        raise NotImplementedError
 
     @property
     def replicated(self) -> NamedSharding:
-        """Of arrays that are the same on every device."""
+        """The sharding of arrays that are the same on every device."""
         return NamedSharding(self.mesh, P())
 
     def replicate(self, tree: Any) -> Any:
-        """Arrays that every process has alike, on every device."""
+        """Returns arrays, which every process has alike, on every device."""
         return jax.device_put(tree, self.replicated)
 
-    def whole(self, state: Any) -> Any:
-        """The state as arrays over the devices of all processes, as checkpoints need it."""
+    def to_global(self, state: Any) -> Any:
+        """Returns the state as arrays over the devices of all processes, for a checkpoint."""
         return multihost_utils.host_local_array_to_global_array(state, self.mesh, P())
 
 
-def _pmap(mesh: Mesh) -> Parallel:
-    devices = len(mesh.local_devices)
+class PmapParallel(Parallel):
+    """Runs the step of each device on its own rows of the batch."""
 
-    def compile(step: Callable, *, donate: bool = False) -> Callable:
-        given = (0,) if donate else ()
+    axis_name = AXIS
+
+    def compile(self, step: Callable, *, donate: bool = False) -> Callable:
+        """Returns the mapped step."""
         return jax.pmap(
             step,
             AXIS,
             in_axes=(None, 0),
             out_axes=None,
-            devices=list(mesh.devices),
-            donate_argnums=given,
+            devices=list(self.mesh.devices),
+            donate_argnums=(0,) if donate else (),
         )
 
-    def place(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns arrays with a leading axis of this process's devices."""
+        devices = len(self.mesh.local_devices)
         return {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
 
-    return Parallel(mesh, AXIS, compile, place)
+
+class JitParallel(Parallel):
+    """Runs one program of the whole batch, which the compiler divides among the devices."""
+
+    @property
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P(AXIS))
+
+    def compile(self, step: Callable, *, donate: bool = False) -> Callable:
+        """Returns the step with the shardings of its arguments."""
+        return jax.jit(
+            step,
+            in_shardings=(self.replicated, self._rows),
+            out_shardings=self.replicated,
+            donate_argnums=(0,) if donate else (),
+        )
+
+    def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Returns global arrays, of which this process gives its own rows."""
+        return {
+            name: jax.make_array_from_process_local_data(self._rows, x) for name, x in batch.items()
+        }
 
 
-def _jit(mesh: Mesh) -> Parallel:
-    same, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-
-    def compile(step: Callable, *, donate: bool = False) -> Callable:
-        given = (0,) if donate else ()
-        return jax.jit(step, in_shardings=(same, cut), out_shardings=same, donate_argnums=given)
-
-    def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: jax.make_array_from_process_local_data(cut, x) for name, x in batch.items()}
-
-    return Parallel(mesh, None, compile, place)
-
-
-MODES = {"pmap": _pmap, "jit": _jit}
+MODES: dict[str, type[Parallel]] = {"pmap": PmapParallel, "jit": JitParallel}
 
 
 def make_parallel(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """The devices, to be used as `config.parallel` says.
+    """Returns the devices, to be used as `config.parallel` says.
 
     Args:
         config: as `config.read` gives it.
@@ -114,7 +136,7 @@ def make_parallel(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
 
 
 def _all_devices() -> list[jax.Device]:
-    """Every device there is; raises InputError if the platform asked for has none."""
+    """Returns all devices; raises InputError if the platform asked for has none."""
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that one platform starts
@@ -124,13 +146,13 @@ def _all_devices() -> list[jax.Device]:
         ) from error
 
 
-def own_process() -> Process:
-    """The part of each batch that this process makes."""
+def process_shard() -> Process:
+    """Returns which part of each batch this process makes."""
     return Process(jax.process_index(), jax.process_count())
 
 
-def connect(coordinator: str | None, num_processes: int, process_id: int) -> None:
-    """Joins the processes of a run; to be called before anything else of JAX.
+def initialize_distributed(coordinator: str | None, num_processes: int, process_id: int) -> None:
+    """Joins the processes of a run; call it before anything else of JAX.
 
     Args:
         coordinator: `host:port`, at which process 0 listens.
@@ -149,13 +171,13 @@ def connect(coordinator: str | None, num_processes: int, process_id: int) -> Non
     if not host or not port.isdigit():
         raise InputError(f"--coordinator is {coordinator!r}, and must be HOST:PORT")
     if process_id != 0:
-        _wait_for(host, int(port))
+        _wait_for_coordinator(host, int(port))
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
-def _wait_for(host: str, port: int) -> None:
-    """Waits until process 0 listens: if it never does, JAX itself would abort the process."""
-    end = time.monotonic() + PATIENCE
+def _wait_for_coordinator(host: str, port: int) -> None:
+    """Waits until process 0 listens, because JAX would abort the process if it never does."""
+    end = time.monotonic() + CONNECT_TIMEOUT_S
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
@@ -166,8 +188,8 @@ def _wait_for(host: str, port: int) -> None:
         time.sleep(0.2)
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether `flag` is set in any of the processes; all of them must ask."""
+def any_process(flag: bool) -> bool:
+    """Returns whether `flag` is set in any of the processes; all of them must call this."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())

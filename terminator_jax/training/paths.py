@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import terminator_jax
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 PACKAGE = Path(terminator_jax.__file__).parent
 # An installed package brings its experiments along; in a source tree they lie beside it.
@@ -74,7 +74,7 @@ def local_directory(name: str) -> Path:
         >>> local_directory("gs://bucket/run")
         Traceback (most recent call last):
         ...
-        terminator_jax.data.errors.InputError: --workdir is 'gs://bucket/run', and must be ...
+        terminator_jax.errors.InputError: --workdir is 'gs://bucket/run', and must be ...
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", name):
         raise InputError(

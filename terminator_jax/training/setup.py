@@ -1,117 +1,125 @@
 """Everything that a run needs, put together and checked before anything is written."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import grain
 import jax
-import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
 from terminator_jax import loading
-from terminator_jax.data.errors import InputError
+from terminator_jax.data import pipeline
 from terminator_jax.data.pipeline import Examples
+from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
-from terminator_jax.training.examples import EXAMPLES, Source
+from terminator_jax.training.checkpoint import Checkpoints
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.parallel import Parallel, make_parallel
-from terminator_jax.training.state import Structure, TrainState, new_state, pack, split
-from terminator_jax.training.task import Task, make_task
+from terminator_jax.training.parallel import Parallel, make_parallel, process_shard
+from terminator_jax.training.state import ModelDef, TrainState, new_state, ravel, split_model
+from terminator_jax.training.tasks import Task, make_task
 
 
-class Run(NamedTuple):
-    """What a run needs.
+@dataclasses.dataclass
+class Run:
+    """A run: its data, model, optimizer and state.
 
     Attributes:
         config: the configuration.
-        mode: the devices.
-        task: the model and its loss.
-        train: the pictures, or other examples, to train on.
-        eval: those to evaluate on.
-        structure: the model but for its numbers.
-        solver: the optimizer.
-        schedule: its learning rate as a function of the step.
-        like: shapes and dtypes of the state as checkpoints have it, see `named`.
+        parallel: the devices.
+        task: what is trained for.
+        train_data: the examples to train on.
+        eval_data: the examples to evaluate on.
+        model_def: the model without its variables.
+        tx: the optimizer.
+        schedule: its learning rate at each step.
+        state: the state on every device; each step replaces it.
     """
 
     config: ConfigDict
-    mode: Parallel
+    parallel: Parallel
     task: Task
-    train: Examples
-    eval: Examples
-    structure: Structure
-    solver: optax.GradientTransformation
+    train_data: Examples
+    eval_data: Examples
+    model_def: ModelDef
+    tx: optax.GradientTransformation
     schedule: optax.Schedule
-    like: TrainState
-
-    @property
-    def source(self) -> Source:
-        """What kind of examples these are."""
-        return EXAMPLES[self.task.family.kind]
+    state: TrainState
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training split."""
-        return len(self.train) // self.config.batch_size
+        return len(self.train_data) // self.config.batch_size
 
     @property
-    def total(self) -> int:
+    def total_steps(self) -> int:
         """Steps of the run."""
         return self.config.epochs * self.steps_per_epoch
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that are trained."""
-        return sum(x.size for x in jax.tree.leaves(self.like.params))
+        """Values that are trained."""
+        return self.state.params.size
 
-    def new_state(self) -> TrainState:
-        """The state before the first step, on every device."""
-        _, params, other = split(self.task.make_model())
-        # Packed in the memory of this process: without a program for each shape.
-        state = new_state(jax.device_get(params), other, self.solver, self.config.seed)
-        return self.mode.replicate(state)
+    def named_parameters(self) -> nnx.State:
+        """Returns the parameters by their names, in the memory of this process."""
+        return self.model_def.unravel(jax.device_get(self.state.params))
 
-    def save_model(self, workdir: Path, state: TrainState, step: int) -> None:
-        """Writes the model alone, for `terminator_jax.load_model`."""
-        variables = nnx.merge_state(self.structure.unpack(np.asarray(state.params)), state.other)
-        loading.save_model(
-            workdir / loading.FILE_NAME, variables,
-            config=configs.to_json(self.config), classes=self.train.classes,
-            step=step,
-        )  # fmt: skip
+    def load_data(self) -> None:
+        """Reads all examples into memory, if the configuration says so."""
+        if self.config.data.in_memory:
+            self.train_data, self.eval_data = self.train_data.load(), self.eval_data.load()
 
-    def named(self, state: TrainState) -> TrainState:
-        """The state as checkpoints have it, in the memory of this process.
-
-        Its parameters by their names, and in their order what the optimizer has of each.
-        """
-        return state._replace(
-            params=self.structure.unpack(np.asarray(state.params)),
-            opt_state=self._each_vector(state.opt_state, self.structure.listed),
+    def train_batches(self) -> grain.DatasetIterator:
+        """Returns this process's part of the training batches, augmented."""
+        process = process_shard()
+        return pipeline.train_batches(
+            self.train_data,
+            self.config.batch_size,
+            seed=self.config.seed,
+            augmentations=self.task.augmentations(self.train_data, process),
+            process=process,
         )
 
-    def packed(self, state: TrainState) -> TrainState:
-        """The state as steps take it, from `named`."""
-        params = pack(jax.tree.map(np.asarray, state.params))
-        opt_state = self._each_vector(state.opt_state, self.structure.packed)
-        return self.mode.replicate(state._replace(params=params, opt_state=opt_state))
+    def restore(self, checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+        """Reads the state from a checkpoint; returns the position of the training batches.
 
-    def _each_vector(
-        self, opt_state: optax.OptState, change: Callable[[np.ndarray], np.ndarray]
-    ) -> optax.OptState:
-        """The optimizer's state with that changed which has as many numbers as the parameters."""
-        shape = (self.num_parameters,)
-        return jax.tree.map(lambda x: change(np.asarray(x)) if x.shape == shape else x, opt_state)
+        Raises:
+            InputError: if the checkpoint is of another model or optimizer.
+        """
+        abstract = self.state._replace(params=self.model_def.params)
+        state, position = checkpoints.restore(step, abstract, self.parallel.replicated)
+        params = ravel(jax.device_get(state.params))
+        self.state = self.parallel.replicate(state._replace(params=params))
+        return position
 
-    def read(self, split: Examples) -> Examples:
-        """The examples of a split: in memory where the configuration wants that."""
-        return split.load() if self.config.data.in_memory else split
+    def save(
+        self,
+        checkpoints: Checkpoints,
+        step: int,
+        batches: grain.DatasetIterator,
+        scores: dict[str, float] | None,
+    ) -> None:
+        """Writes a checkpoint: the state, the position of the batches and the scores, if any."""
+        state = self.parallel.to_global(self.state._replace(params=self.named_parameters()))
+        checkpoints.save(step, state, batches.get_state(), scores)
+
+    def save_model(self, workdir: Path, step: int) -> None:
+        """Writes the model alone, for `terminator_jax.load_model`."""
+        loading.save_model(
+            workdir / loading.FILE_NAME,
+            nnx.merge_state(self.named_parameters(), self.state.model_state),
+            config=configs.to_json(self.config),
+            classes=self.train_data.classes,
+            step=step,
+        )
 
 
 def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
-    """Opens the data set and checks that data, model and devices fit each other.
+    """Opens the data and makes model and optimizer; checks that all fit each other.
 
     Args:
         config: as `config.read` gives it.
@@ -120,26 +128,18 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     Raises:
         InputError: if they do not.
     """
-    mode = make_parallel(config, devices)
-    task = make_task(config, mode.axis_name)
-    source = EXAMPLES[task.family.kind]
-    train, test = (
-        source.open(config, name) for name in (config.data.train_split, config.data.eval_split)
-    )
-    for examples in (train, test):
-        source.check(task, examples)
-    if len(train) < config.batch_size:
+    parallel = make_parallel(config, devices)
+    task = make_task(config, parallel.axis_name)
+
+    train_data, eval_data = task.open(config.data.train_split), task.open(config.data.eval_split)
+    if len(train_data) < config.batch_size:
         raise InputError(
-            f"{train.name} has {len(train)} {source.noun}, and config.batch_size, "
+            f"{train_data.name} has {len(train_data)} {task.unit}, and config.batch_size, "
             f"{config.batch_size}, must not be larger"
         )
-    solver, schedule = make_optimizer(config, len(train) // config.batch_size)
-    structure, like = blueprint(task, solver)
-    return Run(config, mode, task, train, test, structure, solver, schedule, like)
 
-
-def blueprint(task: Task, solver: optax.GradientTransformation) -> tuple[Structure, TrainState]:
-    """The model but for its numbers, and shapes and dtypes of the state as checkpoints have it."""
-    structure, params, other = split(nnx.eval_shape(task.make_model))
-    like = jax.eval_shape(lambda p, o: new_state(p, o, solver, task.config.seed), params, other)
-    return structure, like._replace(params=structure.params)
+    model_def, params, model_state = split_model(task.make_model())
+    tx, schedule = make_optimizer(config, len(train_data) // config.batch_size)
+    params = jax.device_get(params)  # raveled there, without a program for each shape
+    state = parallel.replicate(new_state(params, model_state, tx, config.seed))
+    return Run(config, parallel, task, train_data, eval_data, model_def, tx, schedule, state)

@@ -7,51 +7,68 @@ import optax
 from flax import nnx
 
 from terminator_jax.ops.standardize import across
-from terminator_jax.training.state import Structure, TrainState, pack, split
-from terminator_jax.training.task import Metrics, Task
+from terminator_jax.training.state import ModelDef, TrainState, ravel, split_model
+from terminator_jax.training.tasks import Batch, Metrics, Task
+
+# The keys that a step's `rngs.dropout()` gives are those folded with 0, 1, …: far from this one.
+STREAMS = 2**31
 
 
 def make_train_step(
-    task: Task, structure: Structure, solver: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
-    """A function `(state, batch) -> (state, metrics)` for `jax.jit` or `jax.pmap`.
+    task: Task, model_def: ModelDef, tx: optax.GradientTransformation, schedule: optax.Schedule
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns a function `(state, batch) -> (state, metrics)` for `jax.jit` or `jax.pmap`.
 
     Under `pmap` it sees one device's rows of the batch. The model averages its batch statistics
-    over `task.axis_name`, and so the average of the devices' gradients is that of the whole batch.
+    over `task.axis_name`, so the average of the devices' gradients is that of the whole batch.
+
+    Args:
+        task: the loss.
+        model_def: the model without its variables.
+        tx: the optimizer.
+        schedule: the learning rate at each step, to be logged.
     """
 
-    starts = structure.starts
-
-    def train_step(state: TrainState, batch: Metrics) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-        def loss(params, vector):
-            model = nnx.merge(structure.graph, params, state.other, copy=True)
-            value, metrics = task.loss(model, batch, nnx.Rngs(dropout=key), (vector, starts))
-            return value, (metrics, split(model)[2])
+        def loss_fn(params: nnx.State):
+            streams = _own_streams(key, task.axis_name)
+            model = model_def.merge(params, state.model_state, streams)
+            loss, metrics = task.loss(model, batch, nnx.Rngs(dropout=key))
+            _, _, model_state = split_model(model)
+            return loss, (metrics, model_state)
 
-        # By name and packed then: through the unpacking, each would come out as a whole vector.
-        differentiate = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        params = structure.unpack(state.params)
-        (grads, direct), (metrics, other) = differentiate(params, state.params)
-        grads, metrics = across((pack(grads) + direct, metrics), task.axis_name)
+        params = model_def.unravel(state.params)
+        grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(params)
+        grads, metrics = across((ravel(grads), metrics), task.axis_name)
         # optax multiplies counters with floats, which strict promotion of dtypes forbids.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = solver.update(grads, state.opt_state, state.params)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
             metrics["learning_rate"] = schedule(state.step)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, other, opt_state, state.key, state.step + 1), metrics
+        return TrainState(params, model_state, opt_state, state.key, state.step + 1), metrics
 
     return train_step
 
 
-def make_eval_step(task: Task, structure: Structure) -> Callable[[TrainState, Metrics], Metrics]:
-    """A function `(state, batch) -> sums over the batch` for `jax.jit` or `jax.pmap`."""
+def _own_streams(key: jax.Array, axis_name: str | None) -> jax.Array:
+    """Returns the key of the streams that the model itself holds: on each device another.
 
-    def eval_step(state: TrainState, batch: Metrics) -> Metrics:
-        model = structure.merge(state.params, state.other)
+    A layer such as `nnx.Dropout` draws for the rows that it sees. With one key for all devices of a
+    `pmap`, each would drop the same.
+    """
+    key = jax.random.fold_in(key, STREAMS)
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def make_eval_step(task: Task, model_def: ModelDef) -> Callable[[TrainState, Batch], Metrics]:
+    """Returns a function `(state, batch) -> sums over the batch` for `jax.jit` or `jax.pmap`."""
+
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+        model = model_def.merge(model_def.unravel(state.params), state.model_state)
         model.eval()
-        sums = task.score(model, batch)
+        sums = task.eval_step(model, batch)
         return sums if task.axis_name is None else jax.lax.psum(sums, task.axis_name)
 
     return eval_step

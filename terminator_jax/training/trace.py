@@ -1,4 +1,4 @@
-"""A trace of a few steps, for TensorBoard's profiler and XProf."""
+"""Traces a few steps, for TensorBoard's profiler and XProf."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import jax
 
 # Steps before the trace, which compile and fill caches, and steps in it.
-BEFORE, TRACED = 3, 5
+WARMUP_STEPS, TRACE_STEPS = 3, 5
 
 
 class Trace:
-    """Traces some steps of a run; to be used in a `with` statement.
+    """Traces some steps of a run; a context manager.
 
     Args:
-        directory: where it goes, below `plugins/profile`.
+        directory: where the trace is written, below `plugins/profile`.
         enabled: whether to trace at all.
     """
 
@@ -23,24 +23,24 @@ class Trace:
     def __enter__(self) -> "Trace":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._stop()
 
     def step(self, done: int, result: Any) -> None:
-        """To be called after each step.
+        """Starts or stops the trace where it is time; call it after each step.
 
         Args:
             done: steps done since the process began.
-            result: what the step gave, which the end of the trace waits for.
+            result: what the step returned, which the end of the trace waits for.
         """
         if not self._enabled:
             return
-        if done in (BEFORE, BEFORE + TRACED):
+        if done in (WARMUP_STEPS, WARMUP_STEPS + TRACE_STEPS):
             jax.block_until_ready(result)
-        if done == BEFORE:
+        if done == WARMUP_STEPS:
             jax.profiler.start_trace(self._directory)
             self._running = True
-        elif done == BEFORE + TRACED:
+        elif done == WARMUP_STEPS + TRACE_STEPS:
             self._stop()
 
     def _stop(self) -> None:

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from data import serve_archives
 
 from terminator_jax.data import builders, download, preparation, sources, text
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 PICTURES = [name for name in serve_archives.MAKERS if name != "tiny_shakespeare"]
 
@@ -333,7 +333,7 @@ def test_no_network(monkeypatch, tmp_path):
 
 
 def test_a_server_that_never_answers(monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    monkeypatch.setattr(download, "CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: time.sleep(60))
     assert "www.cs.toronto.edu does not answer (timed out)" in refusal(tmp_path)
 

@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 
 from terminator_jax.data import folder, sources
-from terminator_jax.data.errors import InputError
 from terminator_jax.data.pictures import resized
+from terminator_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from terminator_jax.data import digits, download, sources
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 
 def test_digits_are_those_of_scikit_learn():

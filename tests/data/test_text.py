@@ -8,7 +8,7 @@ import pytest
 
 from terminator_jax.data import pipeline, text
 from terminator_jax.data.augment import Process
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 
 NUMBERS = text.Text(np.arange(100, dtype=np.uint8), "numbers", (2, 3))
 

@@ -4,9 +4,8 @@ import dataclasses
 
 from flax import nnx
 
-from terminator_jax import losses
 from terminator_jax.models import MODELS, ModelEntry
-from terminator_jax.training import task
+from terminator_jax.training import tasks
 from terminator_jax.training.config import default_config
 
 
@@ -19,27 +18,22 @@ class SmallConfig:
 
 
 class Small(nnx.Module):
-    """Linear, with batch statistics that training updates and evaluation uses."""
+    """Linear, with running averages and an ordinary dropout."""
 
     def __init__(self, config, *, dtype, param_dtype, axis_name, remat, rngs):
         del param_dtype, remat
         self.norm = nnx.BatchNorm(64, dtype=dtype, axis_name=axis_name, rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
         self.linear = nnx.Linear(64, config.num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, pictures, *, rngs=None):
+    def __call__(self, pictures):
         x = self.norm(pictures.reshape(len(pictures), -1))
-        return self.linear(self.dropout(x, rngs=rngs))
-
-
-def small_loss(model, pictures, labels, rngs, config):
-    logits = model(pictures, rngs=rngs)
-    return logits, {"smooth": losses.label_smoothing(logits, labels, config.label_smoothing)}
+        return self.linear(self.dropout(x))
 
 
 def get_config():
     MODELS["small"] = ModelEntry(Small, {"small": SmallConfig})
-    task.FAMILIES["small"] = task.Family(small_loss)
+    tasks.TASKS["small"] = tasks.ImageClassification
     config = default_config()
     config.epochs = 2
     config.eval_batch_size = 80

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training.checkpoint import (
     Checkpoints,
@@ -16,15 +16,14 @@ from terminator_jax.training.checkpoint import (
     read_config,
     write_config,
 )
-from terminator_jax.training.setup import make_run
-from terminator_jax.training.state import new_state, split
+from terminator_jax.training.state import new_state, split_model
 
 
 @pytest.fixture(scope="module")
 def state():
     model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
-    _, params, other = split(model)
-    return new_state(params, other, optax.adam(0.1), seed=7)
+    _, params, model_state = split_model(model)
+    return new_state(params, model_state, optax.adam(0.1), seed=7)
 
 
 def test_the_last_and_the_best_are_kept(state, tmp_path):
@@ -46,21 +45,6 @@ def test_the_last_and_the_best_are_kept(state, tmp_path):
     assert (again.latest, again.best, again.steps) == (30, 20, [20, 30])
     assert latest_step(tmp_path) == 30
     again.close()
-
-
-def test_a_run_keeps_all_in_the_order_of_names():
-    """However its parameters are packed: their numbers, and what the optimizer has of each."""
-    run = make_run(configs.read("tests/training/tiny.py"))
-    numbered = np.arange(run.num_parameters, dtype=np.float32)
-    state = run.new_state()
-    state = jax.tree.map(lambda x: numbered if x.shape == numbered.shape else x, state)
-    named = run.named(state)
-    listed = np.concatenate([x.reshape(-1) for x in jax.tree.leaves(named.params)])
-    assert (listed != numbered).any()
-    averages = [x for x in jax.tree.leaves(named.opt_state) if x.shape == numbered.shape]
-    np.testing.assert_array_equal(averages, [listed, listed])
-    for mine, theirs in zip(*map(jax.tree.leaves, (run.packed(named), state)), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_state_comes_back_bit_for_bit(state, tmp_path):
@@ -99,12 +83,12 @@ def test_a_state_of_another_shape(run_python):
         import optax
         from flax import nnx
 
-        from terminator_jax.data.errors import InputError
+        from terminator_jax.errors import InputError
         from terminator_jax.training.checkpoint import Checkpoints
-        from terminator_jax.training.state import new_state, split
+        from terminator_jax.training.state import new_state, split_model
 
-        _, params, other = split(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
-        state = new_state(params, other, optax.adam(0.1), seed=7)
+        _, params, model_state = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        state = new_state(params, model_state, optax.adam(0.1), seed=7)
         checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
         checkpoints.save(1, state, {}, None)
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,11 +1,12 @@
 """What a user gets wrong: one line on stderr, exit code 2, nothing written."""
 
+import jax
 import pytest
 
 from terminator_jax.layers import LocalBranch
 from terminator_jax.training import config as configs
 from terminator_jax.training import parallel
-from terminator_jax.training.task import make_task
+from terminator_jax.training.tasks import make_task
 
 TINY = "tests/training/tiny.py"
 
@@ -40,6 +41,7 @@ def check(result, workdir, says):
         ),
         ("data.train_split=valid", "digits has no split 'valid': it has train, test"),
         ("data.name=mnits", "there is no data set 'mnits'"),
+        ("best_metric=loss2", "config.best_metric is 'loss2', and must be one of loss, accuracy"),
         ("dtype=float64", "config.dtype is 'float64', which needs JAX_ENABLE_X64=1"),
     ],
 )
@@ -137,7 +139,7 @@ def test_flags(run_main, tmp_path, flags, says):
 
 
 def test_process_0_is_not_there(run_main, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "PATIENCE", 0.5)
+    monkeypatch.setattr(parallel, "CONNECT_TIMEOUT_S", 0.5)
     flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
     result = run_main("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *flags)
     check(result, tmp_path / "run", "no process 0 at --coordinator=127.0.0.1:1: ")
@@ -169,32 +171,33 @@ def test_no_network(run_main, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("field", ["batch_size", "eval_batch_size"])
-def test_batches_that_do_not_divide(make_command, tmp_path, field):
-    workdir = tmp_path / "run"
-    flags = [f"--config={TINY}", f"--workdir={workdir}", f"--config.{field}=60"]
-    out, err = make_command(devices=8).run("train", *flags, code=2)
+def test_batches_that_do_not_divide(run_main, tmp_path, field, monkeypatch):
+    devices = 8 * jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", f"--config.{field}=60"]
     says = f"config.{field} is 60, and must be a multiple of the number of devices, 8"
-    check((2, out, err), workdir, says)
+    check(run_main("train", *flags), tmp_path / "run", says)
 
 
-def test_a_loss_that_is_not_finite(command, tmp_path):
+def test_a_loss_that_is_not_finite(run_main, tmp_path):
     fields = ["optimizer.name=sgd", "optimizer.learning_rate=1e38", "log_every_steps=1"]
-    _, err = command.train(tmp_path, *fields, code=2, config="tests/training/small.py")
-    assert err.startswith("error: the loss is ") and err.count("\n") == 1
+    flags = ["--config=tests/training/small.py", f"--workdir={tmp_path}"]
+    code, _, err = run_main("train", *flags, *(f"--config.{field}" for field in fields))
+    assert code == 2 and err.startswith("error: the loss is ") and err.count("\n") == 1
     assert "lower config.optimizer.learning_rate; there is no checkpoint yet" in err
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate"])
-def test_help_needs_no_jax(run_python, module):
-    run_python(
-        f"""
+def test_help_needs_no_jax(run_python):
+    out = run_python(
+        """
         import sys
         sys.modules["jax"] = None
-        from terminator_jax import {module}
-        try:
-            {module}.main(["--help"])
-        except SystemExit as ended:
-            raise SystemExit(ended.code or 0)
-        raise SystemExit("no help")
+        from terminator_jax import evaluate, generate, train
+        for command in (evaluate, generate, train):
+            try:
+                command.main(["--help"])
+            except SystemExit as ended:
+                assert not ended.code
         """
     )
+    assert out.count("usage: ") == 3

@@ -7,19 +7,18 @@ import pytest
 
 from terminator_jax import losses
 from terminator_jax.training import config as configs
-from terminator_jax.training.task import make_task
+from terminator_jax.training.tasks import make_task
 
 # Prints, for each way to run them, the losses of ten steps, then every running statistic, and the
 # evaluation's loss with batches of 40 and of 120.
 STEPS = """
-import itertools, json
+import dataclasses, itertools, json
 import jax, numpy as np
 from nets import filled
 from terminator_jax.training import config as configs
 from terminator_jax.training.evaluation import make_evaluate
-from terminator_jax.training.loop import train_batches
 from terminator_jax.training.setup import make_run
-from terminator_jax.training.state import new_state, split
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
 
 OPTIONS = dict(blocks=(1, 1), widths=(4, 4), stem_width=4, heads=2, keys=3)
@@ -35,19 +34,20 @@ def results(parallel, devices):
         return make_run(config, jax.devices()[:devices])
 
     run = run_of(40)
-    step = run.mode.compile(
-        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
+    step = run.parallel.compile(
+        make_train_step(run.task, run.model_def, run.tx, run.schedule), donate=True
     )
-    _, params, other = split(filled(run.task.make_model))
-    state = run.mode.replicate(new_state(params, other, run.solver, seed=0))
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), run.like.other)
+    _, params, model_state = split_model(filled(run.task.make_model))
+    state = run.parallel.replicate(new_state(params, model_state, run.tx, seed=0))
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state.model_state)
     found = []
-    for batch in itertools.islice(train_batches(run, run.read(run.train)), 10):
-        state, metrics = step(state, run.mode.place(batch))
+    for batch in itertools.islice(run.train_batches(), 10):
+        state, metrics = step(state, run.parallel.shard_batch(batch))
         found.append(float(metrics["loss"]))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state.other) == shapes
-    stats = [np.asarray(x).ravel() for x in jax.tree.leaves(state.other)]
-    scores = [make_evaluate(run, run.eval.load())(state)["loss"] for run in map(run_of, (40, 120))]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state.model_state) == shapes
+    stats = [np.asarray(x).ravel() for x in jax.tree.leaves(state.model_state)]
+    runs = [dataclasses.replace(run_of(size), state=state) for size in (40, 120)]
+    scores = [make_evaluate(run)()["loss"] for run in runs]
     return found, np.concatenate(stats).tolist(), scores
 
 print(json.dumps([results(*way) for way in (("pmap", 1), ("pmap", 2), ("jit", 2))]))

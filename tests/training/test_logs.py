@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter  # noqa: F401  (its format is read below)
 
 from terminator_jax.training.logs import Logs
-from terminator_jax.training.metrics import Meter, totals
+from terminator_jax.training.metrics import Meter, weighted_means
 
 MEANS = {"loss": 1.5, "accuracy": 0.25, "images_per_second": 100.0}
 SCORES = {"loss": 1.0, "accuracy": 0.5, "count": 10.0}
@@ -24,10 +24,10 @@ def lines(workdir):
 
 def test_lines_and_what_is_printed(tmp_path, capsys):
     with make(tmp_path) as logs:
-        logs.say("hello")
-        logs.train(5, MEANS)
-        logs.train(10, MEANS)
-        logs.evaluation(10, SCORES, MEANS)
+        logs.info("hello")
+        logs.log_train(5, MEANS)
+        logs.log_train(10, MEANS)
+        logs.log_eval(10, SCORES, MEANS)
     assert lines(tmp_path) == [
         {"kind": "train", "step": 5, "epoch": 1, **MEANS},
         {"kind": "train", "step": 10, "epoch": 1, **MEANS},
@@ -40,21 +40,21 @@ def test_lines_and_what_is_printed(tmp_path, capsys):
 def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(tmp_path):
     with make(tmp_path) as logs:
         for step in (2, 4, 6):
-            logs.train(step, MEANS)
+            logs.log_train(step, MEANS)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     with make(tmp_path, step=4) as logs:
-        logs.train(6, MEANS)
+        logs.log_train(6, MEANS)
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
     assert [path.name for path in tmp_path.glob("log*")] == ["log.jsonl"]
 
 
 def test_other_processes_write_nothing(tmp_path, capsys):
     with make(tmp_path, enabled=False) as logs:
-        logs.say("hello")
+        logs.info("hello")
         logs.step()
-        logs.train(5, MEANS)
-        logs.evaluation(10, SCORES, MEANS)
+        logs.log_train(5, MEANS)
+        logs.log_eval(10, SCORES, MEANS)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
 
@@ -64,8 +64,8 @@ def test_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     with make(tmp_path) as logs:
         for step in range(1, 11):
             logs.step()
-            logs.train(step, MEANS)
-        logs.evaluation(10, SCORES, MEANS)
+            logs.log_train(step, MEANS)
+        logs.log_eval(10, SCORES, MEANS)
     out = capsys.readouterr().out
     last = out.split("\r")[-1]
     assert "epoch 1: " in last and "10/20" in last and " left" in last
@@ -75,8 +75,8 @@ def test_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 def test_tensorboard_events(tmp_path):
     with make(tmp_path) as logs:
-        logs.train(5, MEANS)
-        logs.evaluation(10, SCORES, MEANS)
+        logs.log_train(5, MEANS)
+        logs.log_eval(10, SCORES, MEANS)
     [path] = tmp_path.glob("events.out.tfevents.*")
     data, found = path.read_bytes(), {}
     while data:  # length, its checksum, the event, its checksum
@@ -94,7 +94,7 @@ def test_meter_means_and_speed(monkeypatch):
     meter = Meter(batch_size=10)
     meter.add({"loss": 9.0})  # compiles: counts for the mean, not for the speed
     now[0] = 50.0
-    meter.restart()
+    meter.reset_timer()
     meter.add({"loss": 3.0})
     now[0] = 52.0
     assert meter.read() == {"loss": 6.0, "images_per_second": 5.0}
@@ -105,6 +105,6 @@ def test_meter_means_and_speed(monkeypatch):
     assert epoch == {"loss": pytest.approx(4.0), "images_per_second": pytest.approx(20 / 3)}
 
 
-def test_totals():
+def test_weighted_means():
     sums = [{"count": 3, "loss": 6.0}, {"count": 1, "loss": 2.0}]
-    assert totals(iter(sums)) == {"loss": 2.0, "count": 4.0}
+    assert weighted_means(iter(sums)) == {"loss": 2.0, "count": 4.0}

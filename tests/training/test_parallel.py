@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from terminator_jax.training import config as configs
-from terminator_jax.training import task
+from terminator_jax.training import tasks
 from terminator_jax.training.checkpoint import Checkpoints
 from terminator_jax.training.evaluation import make_evaluate
 from terminator_jax.training.setup import make_run
@@ -18,9 +18,8 @@ import itertools, json
 import jax, optax
 from nets import filled
 from terminator_jax.training import config as configs
-from terminator_jax.training.loop import train_batches
 from terminator_jax.training.setup import make_run
-from terminator_jax.training.state import new_state, split
+from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.step import make_train_step
 
 jax.config.update("jax_disable_most_optimizations", True)
@@ -29,14 +28,14 @@ def losses(parallel, devices, fields):
     fields = ["batch_size=16", f"parallel={{parallel}}", *fields]
     config = configs.read("tests/training/tiny.py", [f"--config.{{field}}" for field in fields])
     run = make_run(config, jax.devices()[:devices])
-    step = run.mode.compile(
-        make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
+    step = run.parallel.compile(
+        make_train_step(run.task, run.model_def, run.tx, run.schedule), donate=True
     )
-    _, params, other = split(filled(run.task.make_model))
-    state = run.mode.replicate(new_state(params, other, run.solver, seed=0))
+    _, params, model_state = split_model(filled(run.task.make_model))
+    state = run.parallel.replicate(new_state(params, model_state, run.tx, seed=0))
     found = []
-    for batch in itertools.islice(train_batches(run, run.read(run.train)), 20):
-        state, metrics = step(state, run.mode.place(batch))
+    for batch in itertools.islice(run.train_batches(), 20):
+        state, metrics = step(state, run.parallel.shard_batch(batch))
         found.append(float(metrics["loss"]))
     return found, float(optax.tree.norm(state.params))
 
@@ -77,10 +76,10 @@ def losses(workdir):
 
 def loss_of(workdir, step, monkeypatch):
     """The evaluation's loss of a checkpoint, which this one process reads."""
-    monkeypatch.setattr(task, "FAMILIES", dict(task.FAMILIES))
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
     run = make_run(configs.read("tests/training/small.py"))
-    state, _ = Checkpoints(workdir, read_only=True).restore(step, run.like, run.mode.replicated)
-    return make_evaluate(run, run.eval.load())(run.packed(state))["loss"]
+    run.restore(Checkpoints(workdir, read_only=True), step)
+    return make_evaluate(run)()["loss"]
 
 
 @pytest.fixture(scope="module")

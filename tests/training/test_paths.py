@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from terminator_jax.data.errors import InputError
+from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop, paths
 from terminator_jax.training.evaluation import evaluate_checkpoint

@@ -1,27 +1,32 @@
 """Runs that are killed, interrupted and called again."""
 
 import json
+import shutil
 import signal
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import terminator_jax
+from terminator_jax.data import sources
+from terminator_jax.training import config as configs
+from terminator_jax.training import loop, tasks
+from terminator_jax.training.metrics import Meter
+
 # Kills the process when the checkpoint of step 35 is written but for its name.
 KILL = textwrap.dedent("""
-    import os, signal
-    from orbax.checkpoint._src.path import atomicity
-    finalize = atomicity.AtomicRenameTemporaryPath.finalize
+    import os, signal, sys
 
-    async def kill(self):
-        if self._final_path.name == "35":
+    def kill(event, arguments):
+        if event == "os.rename" and os.fspath(arguments[1]).endswith("checkpoints/35"):
             os.kill(os.getpid(), signal.SIGKILL)
-        await finalize(self)
 
-    atomicity.AtomicRenameTemporaryPath.finalize = kill
+    sys.addaudithook(kill)
 """)
 # Leaves time for an interruption.
 SLOW = textwrap.dedent("""
@@ -31,6 +36,7 @@ SLOW = textwrap.dedent("""
     metrics.Meter.add = lambda self, step: (time.sleep(0.2), add(self, step))
 """)
 OFTEN = "checkpoint_every_steps=7"
+TINY = "tests/training/tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +94,13 @@ def test_killed_while_saving_and_started_again_it_ends_the_same(command, finishe
     assert state(tmp_path) == state(finished[0])
 
 
-def test_a_second_start_says_done(command, finished):
+def test_a_second_start_says_done(run_main, finished):
     workdir, _ = finished
     before = sorted(path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*"))
-    out, _ = command.train(workdir, OFTEN)
-    assert "was done already: 44 steps" in out and str(workdir / "checkpoints") in out
+    code, out, _ = run_main(
+        "train", f"--config={TINY}", f"--workdir={workdir}", f"--config.{OFTEN}"
+    )
+    assert code == 0 and "was done already: 44 steps" in out and str(workdir / "checkpoints") in out
     after = sorted(path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*"))
     assert before == after
 
@@ -122,19 +130,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command, finished, tmp_path):
     assert state(tmp_path) == state(finished[0])
 
 
-def test_another_configuration_in_the_same_directory(command, finished):
+def test_another_configuration_in_the_same_directory(run_main, finished):
     fields = [OFTEN, "optimizer.learning_rate=0.5", "data.flip=True"]
-    out, err = command.train(finished[0], *fields, code=2)
-    assert out == ""
-    assert err.count("\n") == 1
+    flags = [f"--workdir={finished[0]}", *(f"--config.{field}" for field in fields)]
+    code, out, err = run_main("train", f"--config={TINY}", *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert (
         "data.flip (False there, True now), optimizer.learning_rate (0.003 there, 0.5 now)" in err
     )
 
 
-def test_evaluate(command, finished):
+def test_evaluate(run_main, finished):
     workdir, printed = finished
-    out, _ = command.run("evaluate", f"--workdir={workdir}")
+    _, out, _ = run_main("evaluate", f"--workdir={workdir}")
     best = max(
         (line for line in log(workdir) if line["kind"] == "eval"), key=lambda x: x["accuracy"]
     )
@@ -158,3 +166,47 @@ def test_evaluate_errors(run_main, finished, flags, says):
     code, out, err = run_main("evaluate", f"--workdir={finished[0]}", *flags)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, unoptimized):
+    """One of commit 5856282: 30 of 44 steps, beside the parameters with which that version ended.
+
+    Its parameters and those of the optimizer's averages were kept by name, whatever the program
+    made of them.
+    """
+    archive = Path(__file__).with_name("checkpoint_of_version_0_1.zip")
+    shutil.unpack_archive(archive, tmp_path)
+    config = configs.read("tests/training/tiny.py", ["--config.checkpoint_every_steps=0"])
+    result = loop.train(config, tmp_path / "run")
+    assert (result.step, result.already_finished) == (44, False)
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "run" / "checkpoints" / "44" / "state")
+    found = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree["params"])])
+    expected = np.load(tmp_path / "parameters_at_44.npy")
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_an_ordinary_dropout_goes_on_as_if_never_stopped(parallel, tmp_path, monkeypatch):
+    """`nnx.Dropout(rate, rngs=rngs)` in a model: resumed bit for bit, and loaded."""
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+    config = configs.read("tests/training/small.py", [f"--config.parallel={parallel}"])
+    config.model.options = {"dropout": 0.5}
+    whole = loop.train(config, tmp_path / "whole")
+    add, steps = Meter.add, []
+
+    def stop(meter, metrics):
+        steps.append(metrics)
+        add(meter, metrics)
+        if len(steps) == 30:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, "add", stop)
+        assert loop.train(config, tmp_path / "parts").step == 30
+    assert loop.train(config, tmp_path / "parts") == whole
+    assert state(tmp_path / "parts") == state(tmp_path / "whole")
+    loaded = terminator_jax.load_model(tmp_path / "parts")
+    images = sources.open_split("digits", "test").load()
+    hits = loaded.logits(images.image).argmax(-1) == images.label
+    assert hits.mean() == pytest.approx(whole.best["accuracy"], abs=1e-6)

@@ -11,9 +11,8 @@ from flax import nnx
 
 from terminator_jax.data import ngrams, text
 from terminator_jax.training import config as configs
-from terminator_jax.training import generation, masked_tokens
-from terminator_jax.training.examples import EXAMPLES
-from terminator_jax.training.task import make_task
+from terminator_jax.training import generation
+from terminator_jax.training.tasks import make_task
 
 TINY = "tests/training/tiny_text.py"
 GRID = (6, 10)
@@ -70,9 +69,7 @@ def test_the_loss_is_that_of_hidden_tokens_sample_by_sample():
 def test_what_training_hides():
     """Another share in every sample, from nearly none to nearly all, small ones more often."""
     task = make_task(configs.read(TINY))
-    hide = jax.jit(
-        lambda key: masked_tokens.hidden_in_training(task, nnx.Rngs(dropout=key), (4000, 20, 20))
-    )
+    hide = jax.jit(lambda key: task.train_mask(key, (4000, 20, 20)))
     hidden = np.asarray(hide(jax.random.key(0)))
     shares = np.sort(hidden.mean((1, 2)))
     expected = np.square((np.arange(4000) + 0.5) / 4000)
@@ -84,18 +81,24 @@ def test_what_training_hides():
 
 def test_evaluation_hides_the_same_of_a_grid_in_every_batch():
     index = jnp.arange(40)
-    whole = np.asarray(masked_tokens.hidden_in_evaluation(0, index, 0.3, GRID))
-    part = np.asarray(masked_tokens.hidden_in_evaluation(0, index[7:9], 0.3, GRID))
+    task, other = (
+        make_task(
+            configs.read(TINY, ["--config.data.hidden=0.3", f"--config.data.hidden_seed={n}"])
+        )
+        for n in (0, 1)
+    )
+    whole = np.asarray(task.eval_mask(index, GRID))
+    part = np.asarray(task.eval_mask(index[7:9], GRID))
     assert (part == whole[7:9]).all() and (whole[0] != whole[1]).any()
     assert abs(whole.mean() - 0.3) < 0.03
-    assert (whole != masked_tokens.hidden_in_evaluation(1, index, 0.3, GRID)).any()
+    assert (whole != other.eval_mask(index, GRID)).any()
 
 
 def test_scores_leave_the_padding_out():
     task, data = make_task(configs.read(TINY, ["--config.data.hidden=0.25"])), batch(masked=2)
     model = Stub(logits_for(data))
-    sums = task.score(model, data)
-    hidden = np.asarray(masked_tokens.hidden_in_evaluation(0, data["index"], 0.25, GRID))
+    sums = task.eval_step(model, data)
+    hidden = np.asarray(task.eval_mask(data["index"], GRID))
     assert (np.asarray(model.tokens == 128)[:4] == hidden[:4]).all()
     entropy, hits = values(model.logits, data["tokens"])
     assert sums["count"] == hidden[:4].sum()
@@ -104,11 +107,11 @@ def test_scores_leave_the_padding_out():
 
 
 def test_baselines_are_of_the_bytes_that_evaluation_hides():
-    config = configs.read(TINY)
+    task = make_task(configs.read(TINY))
     train, test = (text.open_text("sonnets", split, GRID) for split in ("train", "test"))
-    found = EXAMPLES["text"].baselines(config, train, test)
+    found = task.baselines(train, test)
     counts = ngrams.count(train.data)
-    hidden = masked_tokens.hidden_in_evaluation(0, jnp.arange(len(test)), 0.5, GRID)
+    hidden = task.eval_mask(jnp.arange(len(test)), GRID)
     single, pairs = [], []
     for place in np.flatnonzero(np.asarray(hidden).ravel()):
         before = test.data[place - 1] if place else ord("\n")
@@ -138,19 +141,19 @@ def test_it_learns(trained):
     assert all("grids_per_second" in line for line in lines if line["kind"] == "train")
 
 
-def test_evaluate(command, trained):
+def test_evaluate(run_main, trained):
     """The best checkpoint is that of the smallest loss; the baselines stand beside it."""
     workdir, printed = trained
     lines = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
     scores = {line["step"]: line for line in lines if line["kind"] == "eval"}
     best = min(scores, key=lambda step: scores[step]["loss"])
-    out, _ = command.run("evaluate", f"--workdir={workdir}")
+    _, out, _ = run_main("evaluate", f"--workdir={workdir}")
     loss, count = scores[best]["loss"], scores[best]["count"]
     assert out.startswith(f"step {best}: accuracy ")
     assert f"loss {loss:.4f}  {count:.0f} hidden bytes\n" in out
     baselines = re.search(r"unigram .*", printed)[0]
     assert out.endswith(f"loss without a model: {baselines}\n")
-    out, _ = command.run("evaluate", f"--workdir={workdir}", "--config.data.hidden=0.1")
+    _, out, _ = run_main("evaluate", f"--workdir={workdir}", "--config.data.hidden=0.1")
     assert int(re.search(r"(\d+) hidden bytes", out)[1]) < 0.3 * count
 
 
@@ -161,26 +164,27 @@ def test_eight_devices_hide_what_one_does(run_python):
         import jax, numpy as np
         from nets import filled
         from terminator_jax.training import config as configs
-        from terminator_jax.training.loop import train_batches
-        from terminator_jax.training.evaluation import make_evaluate
+                from terminator_jax.training.evaluation import make_evaluate
         from terminator_jax.training.setup import make_run
-        from terminator_jax.training.state import new_state, split
+        from terminator_jax.training.state import new_state, split_model
         from terminator_jax.training.step import make_train_step
 
         def losses(parallel, devices):
             flags = ["dtype=float64", f"parallel={{parallel}}"]
             config = configs.read({TINY!r}, [f"--config.{{flag}}" for flag in flags])
             run = make_run(config, jax.devices()[:devices])
-            step = run.mode.compile(
-                make_train_step(run.task, run.structure, run.solver, run.schedule), donate=True
+            step = run.parallel.compile(
+                make_train_step(run.task, run.model_def, run.tx, run.schedule), donate=True
             )
-            _, params, other = split(filled(run.task.make_model, scale=0.2))
-            state, found = run.mode.replicate(new_state(params, other, run.solver, seed=0)), []
-            batches = train_batches(run, run.train)
+            _, params, model_state = split_model(filled(run.task.make_model, scale=0.2))
+            state = run.parallel.replicate(new_state(params, model_state, run.tx, seed=0))
+            found = []
+            batches = run.train_batches()
             for _ in range(4):
-                state, metrics = step(state, run.mode.place(next(batches)))
+                state, metrics = step(state, run.parallel.shard_batch(next(batches)))
                 found.append(float(metrics["loss"]))
-            return [*found, make_evaluate(run, run.eval)(state)["loss"]]
+            run.state = state
+            return [*found, make_evaluate(run)()["loss"]]
 
         print(json.dumps([losses(*way) for way in (("pmap", 1), ("pmap", 8), ("jit", 8))]))
         """,
@@ -192,11 +196,11 @@ def test_eight_devices_hide_what_one_does(run_python):
     np.testing.assert_allclose(jit, one, rtol=1e-9)
 
 
-def test_generate(command, trained, monkeypatch):
+def test_generate(run_main, trained):
     """Without the data: a round each, the prompt in its place, the same with the same seed."""
     workdir, _ = trained
     flags = [workdir, "--prompt=my love\n", "--at=2,6", "--rounds=3"]
-    out, _ = command.run("generate", *flags)
+    _, out, _ = run_main("generate", *flags)
     lines = out.splitlines()
     assert len(lines) == 3 * 7
     assert [lines[n] for n in (6, 13, 20)] == [
@@ -206,8 +210,8 @@ def test_generate(command, trained, monkeypatch):
         assert all(len(row) == 10 for row in grid)
         assert grid[2][6:] + grid[3][:4] == "my love↵"
     assert "·" in lines[0] + lines[1] and "·" not in "".join(lines[14:20])
-    assert command.run("generate", *flags)[0] == out
-    other, _ = command.run("generate", *flags, "--seed=1", "--grid=4,20")
+    assert run_main("generate", *flags)[1] == out
+    _, other, _ = run_main("generate", *flags, "--seed=1", "--grid=4,20")
     assert [len(row) for row in other.splitlines()[:4]] == [20] * 4
 
 
@@ -284,4 +288,4 @@ def test_configurations_that_do_not_fit(run_main, tmp_path, field, says):
 
 def test_show_bytes_that_cannot_be_printed():
     tokens = np.array([[10, 9, 127, 255, 65, 32]])
-    assert generation.show(tokens, np.zeros((1, 6), bool)) == ["↵???A "]
+    assert generation.render(tokens, np.zeros((1, 6), bool)) == ["↵???A "]

@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done; the message is one line that says what to do instead.
+    """Says in one line what cannot be done, and what to do instead.
 
     The commands print it and exit with status 2, without a traceback.
     """
