@@ -31,7 +31,7 @@ from terminator_jax.ops.channels_first import (
 )
 from terminator_jax.ops.dense import dense
 from terminator_jax.ops.dtypes import at_least_float32
-from terminator_jax.ops.fastest import Choice, by_platform
+from terminator_jax.ops.fastest import Choice, by_platform, fastest
 from terminator_jax.ops.grouped import grouped
 from terminator_jax.ops.spectral import DENSE_UP_TO, by_spectra
 from terminator_jax.ops.taps import direct, direct_each
@@ -128,7 +128,7 @@ def convolve_all(
     kernel: jax.Array,
     *,
     padding: str = "same",
-    method: str = "auto",
+    method: str | Choice = "auto",
     correlate: bool = False,
     max_bytes: int | None = None,
 ) -> list[jax.Array]:
@@ -162,21 +162,27 @@ def convolve_each(
       `(len(maps) * channels, batch, *spatial)`.
     """
     options = dict(padding=padding, correlate=correlate)
+    spatial = maps[0].shape[2:]
 
-    def function(choice: Choice):
-        if choice.gradient == "lax":
+    def choose(platform: str) -> tuple[Choice, ...]:
+        return tuple(fastest(platform, spatial, k.shape[2:], False) for k in kernels)
+
+    def function(choices: tuple[Choice, ...]):
+        if set(choices) == {Choice("lax", "lax")}:
             return functools.partial(_lax_each, **options)
-        if choice.gradient == "direct" and padding != "circular":
+        if set(choices) == {Choice("direct", "direct")} and padding != "circular":
             return functools.partial(_direct_each, **options)
-        return functools.partial(_each, **options)
+        return functools.partial(_each, choices, **options)
 
-    spatial, largest = maps[0].shape[2:], max(k.shape[2:] for k in kernels)
-    return by_platform(spatial, largest, False, function, list(maps), list(kernels))
+    return by_platform(choose, function, list(maps), list(kernels))
 
 
-def _each(maps: Sequence[jax.Array], kernels: Sequence[jax.Array], **options) -> jax.Array:
-    """`convolve_each` one after the other, each kernel by its own fastest method."""
-    return jnp.concatenate([convolve(x, k, **options) for x, k in zip(maps, kernels, strict=True)])
+def _each(
+    choices: Sequence[Choice], maps: Sequence[jax.Array], kernels: Sequence[jax.Array], **options
+) -> jax.Array:
+    """`convolve_each` one after the other, each by its own methods."""
+    triples = zip(maps, kernels, choices, strict=True)
+    return jnp.concatenate([convolve(x, k, method=choice, **options) for x, k, choice in triples])
 
 
 def _lax_each(
@@ -274,10 +280,10 @@ def _convolve(
     *,
     start: Sequence[int],
     count: Sequence[int],
-    method: str,
+    method: str | Choice,
     padding: str,
 ) -> list[jax.Array]:
-    """The window of the convolution of each map, by one method."""
+    """The window of the convolution of each map."""
     spatial, circular = maps[0].shape[2:], padding == "circular"
     if circular:
         kernel = _folded(kernel, spatial)
@@ -285,11 +291,15 @@ def _convolve(
         kernel, start = _useful(kernel, spatial, start, count)
     window = Window(tuple(start), tuple(count), circular)
     kernel, *maps = match_varying_axes(kernel, *maps)
+    if isinstance(method, Choice):
+        return _by_choice(window, method, maps, kernel)
     if method != "auto":
         return _by_method(window, method, maps, kernel)
+    size, per_sample = kernel.shape[2:], kernel.shape[1] != 1
     return by_platform(
-        spatial, kernel.shape[2:], kernel.shape[1] != 1,
-        lambda choice: functools.partial(_by_choice, window, choice), maps, kernel,
+        lambda platform: fastest(platform, spatial, size, per_sample),
+        lambda choice: functools.partial(_by_choice, window, choice),
+        maps, kernel,
     )  # fmt: skip
 
 

@@ -22,30 +22,24 @@ class Choice(NamedTuple):
 
 
 def by_platform(
-    spatial: Sequence[int],
-    size: Sequence[int],
-    per_sample: bool,
-    function: Callable[[Choice], Callable[..., Any]],
-    *arrays: Any,
+    choose: Callable[[str], Any], function: Callable[[Any], Callable[..., Any]], *arrays: Any
 ) -> Any:
-    """Calls what is fastest on the platform that the program will run on.
+    """Calls what is chosen for the platform that the program will run on.
 
     The platform is known when a program is lowered and not while it is traced, so a program for
-    several platforms holds what is fastest on each.
+    several platforms holds what is chosen for each.
 
     Args:
-      spatial: as for `fastest`.
-      size: as for `fastest`.
-      per_sample: as for `fastest`.
-      function: from the methods of `fastest` to a function of `arrays`.
+      choose: from `"cpu"`, `"gpu"` or `"tpu"` to a choice that can be hashed.
+      function: from a choice to a function of `arrays`.
       arrays: pytrees of arrays.
 
     Example:
-      >>> double = lambda choice: lambda x: 2 * x
-      >>> print(by_platform((8,), (3,), False, double, jax.numpy.arange(3)))
+      >>> times = lambda factor: lambda x: factor * x
+      >>> print(by_platform(lambda platform: 2, times, jax.numpy.arange(3)))
       [0 2 4]
     """
-    choices = {name: fastest(name, spatial, size, per_sample) for name in ("cpu", "gpu", "tpu")}
+    choices = {platform: choose(platform) for platform in ("cpu", "gpu", "tpu")}
     functions = {choice: function(choice) for choice in set(choices.values())}
     if len(functions) == 1:
         return functions[choices["cpu"]](*arrays)
