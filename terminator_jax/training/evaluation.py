@@ -88,7 +88,8 @@ def evaluate_checkpoint(
     if size is not None:
         run = _resized(run, size)
     baselines = run.task.baselines(run.train_data, run.eval_data)
-    run.load_data()
+    if config.data.in_memory:
+        run.eval_data = run.eval_data.load()
     return Evaluation(chosen, make_evaluate(run)(), run.task.unit_of_evaluation, baselines)
 
 

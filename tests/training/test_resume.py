@@ -183,7 +183,7 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, unoptimized):
         tree = checkpointer.restore(tmp_path / "run" / "checkpoints" / "44" / "state")
     found = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree["params"])])
     expected = np.load(tmp_path / "parameters_at_44.npy")
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "jit"])

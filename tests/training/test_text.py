@@ -164,7 +164,7 @@ def test_eight_devices_hide_what_one_does(run_python):
         import jax, numpy as np
         from nets import filled
         from terminator_jax.training import config as configs
-                from terminator_jax.training.evaluation import make_evaluate
+        from terminator_jax.training.evaluation import make_evaluate
         from terminator_jax.training.setup import make_run
         from terminator_jax.training.state import new_state, split_model
         from terminator_jax.training.step import make_train_step
