@@ -3,9 +3,10 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/terminator-jax/blob/main/notebooks/layers.ipynb)
 #
-# Four ways to let every position of a picture meet all others, each put into the same small Flax model in
-# place of a 3×3 convolution: a **HyperZZW** layer, an **SFNE block**, a convolution with a kernel as large
-# as the picture by **`fft_conv`**, and a **lambda layer**. First in Flax NNX, then all four in Flax Linen.
+# Four ways to let every position of a picture meet all others, each put into the same small Flax
+# model in place of a 3×3 convolution: a **HyperZZW** layer, an **SFNE block**, a convolution with
+# a kernel larger than the picture by **`fft_conv`**, and a **lambda layer**. First in Flax NNX,
+# one at a time, then all four in Flax Linen.
 
 # %%
 # Installs the package where it is missing, and shows which devices there are.
@@ -20,7 +21,8 @@ except ImportError:
     parts = {"jax_cuda12_plugin": "cuda12", "jax_cuda13_plugin": "cuda13", "libtpu": "tpu"}
     extras = ["train", *(parts[name] for name in parts if importlib.util.find_spec(name))]
     package = f"terminator-jax[{','.join(extras)}] @ git+https://github.com/OWNER/terminator-jax"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package, "matplotlib"], check=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", package, "matplotlib"]
+    subprocess.run(command, check=True)
     import terminator_jax
 
 import logging
@@ -29,7 +31,8 @@ import os
 import jax
 
 logging.getLogger("absl").setLevel("ERROR")  # TFDS and orbax tell much
-print(f"terminator_jax {terminator_jax.__version__} on {jax.device_count()} × {jax.devices()[0].device_kind}")
+kind = jax.devices()[0].device_kind
+print(f"terminator_jax {terminator_jax.__version__} on {jax.device_count()} × {kind}")
 
 # %% [markdown]
 # ## Data
@@ -40,8 +43,8 @@ import numpy as np
 
 from terminator_jax.data.sources import open_split
 
-SMALL = os.environ.get("NOTEBOOK_SIZE") == "tiny"  # only the test of this notebook asks for it
-EPOCHS = 1 if SMALL else 10
+TINY = os.environ.get("NOTEBOOK_SIZE") == "tiny"  # only in the test of this notebook
+EPOCHS = 1 if TINY else 10
 
 
 def digits(split):
@@ -55,7 +58,8 @@ print(train_x.shape, test_x.shape)
 
 # %% [markdown]
 # ## The model
-# Nothing in it is special: a convolution, a layer to be exchanged, the mean over space, a linear layer.
+# Nothing in it is special: a convolution, a layer to be exchanged, the mean over space, a linear
+# layer.
 
 # %%
 import jax.numpy as jnp
@@ -66,6 +70,7 @@ from terminator_jax import layers
 from terminator_jax.ops import fft_conv
 
 SIZE, CHANNELS = (8, 8), 24
+BRANCHES = layers.BRANCHES[: 1 if TINY else 4]  # the local kernels of an SFNE block
 
 
 class Net(nnx.Module):
@@ -83,8 +88,9 @@ class Net(nnx.Module):
 
 # %% [markdown]
 # ## The layers
-# All take `(batch, rows, columns, channels)`. `GlobalHyperZZW` takes two maps, of which one makes the
-# kernel that the other meets; here both are the same. `fft_conv` is a function: the parameter is ours.
+# All take `(batch, rows, columns, channels)`. `GlobalHyperZZW` takes two maps: one is multiplied
+# with the hyper-kernel of a slow network, and then meets the other. Here both are the same.
+# `fft_conv` is a function, so that the parameter is ours.
 
 
 # %%
@@ -112,12 +118,13 @@ MIDDLES = {
     "fft_conv 15×15": LargeConvolution,
     "HyperZZW": HyperZZW,
     "lambda layer": lambda rngs: layers.LambdaLayer(CHANNELS, CHANNELS, size=SIZE, rngs=rngs),
-    "SFNE block": lambda rngs: layers.SFNEBlock(SIZE, CHANNELS, factor=1, rngs=rngs),
+    "SFNE block": lambda rngs: layers.SFNEBlock(SIZE, CHANNELS, 1, branches=BRANCHES, rngs=rngs),
 }
 
 # %% [markdown]
 # ## Training
-# An ordinary loop with optax. `eval()` lets the lambda layer use its running statistics, as in any Flax model.
+# An ordinary loop with optax. `eval()` lets the lambda layer use its running statistics, as it
+# does for Flax's own layers.
 
 
 # %%
@@ -179,13 +186,14 @@ plt.legend(loc="lower right", fontsize=14)
 plt.show()
 
 # %% [markdown]
-# One run each, of one seed: a picture more or less is 0.3 %, so that differences of a percent say little.
-# On pictures of 8×8 pixels two 3×3 convolutions see much of a digit already; what full context is worth
-# shows on larger ones. What the table does show is that each layer trains in a model that knows nothing of it.
+# One run each, of one seed: one of the 360 test pictures is 0.3 %, so that differences of a
+# percent say little. The SFNE block is also much the largest. What the figure does show: each of
+# these layers trains inside a model that was not made for it.
 #
 # ## The same in Flax Linen
-# `terminator_jax.layers.linen` has every layer by the same name, without `rngs`. Here all four follow one
-# another in one model. The lambda layer has running statistics, so that `apply` returns them in training.
+# `terminator_jax.layers.linen` has every layer by the same name, without `rngs`. Here all four
+# follow one another in one model. The lambda layer has running statistics, which `apply` returns
+# in training.
 
 # %%
 from flax import linen as nn
@@ -202,12 +210,12 @@ class LinenNet(nn.Module):
         x = linen.LambdaLayer(CHANNELS, CHANNELS, size=SIZE)(x, use_running_average=not train)
         kernel = self.param("kernel", nn.initializers.normal(0.1), (15, 15, CHANNELS))
         x = nn.gelu(norm(fft_conv(x, kernel)))
-        x = linen.SFNEBlock(SIZE, CHANNELS, factor=1)(x)
+        x = linen.SFNEBlock(SIZE, CHANNELS, 1, branches=BRANCHES)(x)
         return nn.Dense(10)(x.mean((1, 2)))
 
 
 net, optimizer = LinenNet(), optax.adam(3e-3)
-variables = net.init(jax.random.key(0), train_x[:1])
+variables = jax.jit(net.init)(jax.random.key(0), train_x[:1])
 params, statistics = variables["params"], variables["batch_stats"]
 moments = optimizer.init(params)
 
@@ -233,6 +241,9 @@ print(f"all four in one Linen model: {jnp.mean(logits.argmax(-1) == test_y):.1%}
 # %% [markdown]
 # ## What to try next
 # - `operator="product"` or `"convolution"` for `GlobalHyperZZW`, and `omega0=2.0`.
-# - `window=(5, 5)` in place of `size=SIZE` for the lambda layer, or `layers.LocalAttention2D(CHANNELS, window=2, heads=3, rngs=rngs)`.
-# - A slow network of your own: `layers.SlowFast`. [docs/layers.md](../docs/layers.md) has an example of every layer.
-# - What each of these layers sees: the notebook [kernels_and_context](kernels_and_context.ipynb).
+# - `window=(5, 5)` in place of `size=SIZE` for the lambda layer, or
+#   `layers.LocalAttention2D(CHANNELS, window=2, heads=3, rngs=rngs)` in its place.
+# - A slow network of your own: `layers.SlowFast`.
+#   [docs/layers.md](https://github.com/OWNER/terminator-jax/blob/main/docs/layers.md) has an
+#   example of every layer.
+# - The notebook [kernels_and_context](kernels_and_context.ipynb): what each of these layers sees.

@@ -3,12 +3,13 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/terminator-jax/blob/main/notebooks/train.ipynb)
 #
-# A **slow network** turns coordinates into kernels as large as the picture. A **fast network** multiplies
-# these *hyper-kernels* with its own activations, so that every layer sees the whole picture: without
-# attention, residuals or downsampling. The network built from such layers is called Terminator.
+# A **slow network** turns coordinates into kernels as large as the picture. A **fast network**
+# multiplies these *hyper-kernels* with its own activations, so that every layer sees the whole
+# picture: without attention, residuals or downsampling. The network built from such layers is
+# called Terminator.
 #
-# This notebook trains it twice, on handwritten digits and on CIFAR-10. It draws the curves, looks at
-# predictions, and shows the hyper-kernels before and after training.
+# This notebook trains it twice, on handwritten digits and on CIFAR-10. It draws the curves, looks
+# at predictions, and shows the hyper-kernels before and after training.
 
 # %%
 # Installs the package where it is missing, and shows which devices there are.
@@ -23,7 +24,8 @@ except ImportError:
     parts = {"jax_cuda12_plugin": "cuda12", "jax_cuda13_plugin": "cuda13", "libtpu": "tpu"}
     extras = ["train", *(parts[name] for name in parts if importlib.util.find_spec(name))]
     package = f"terminator-jax[{','.join(extras)}] @ git+https://github.com/OWNER/terminator-jax"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package, "matplotlib"], check=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", package, "matplotlib"]
+    subprocess.run(command, check=True)
     import terminator_jax
 
 import logging
@@ -33,12 +35,13 @@ import jax
 
 logging.getLogger("absl").setLevel("ERROR")  # TFDS and orbax tell much
 jax.config.update("jax_num_cpu_devices", 2)  # so that `pmap` has two cores on a CPU too
-print(f"terminator_jax {terminator_jax.__version__} on {jax.device_count()} × {jax.devices()[0].device_kind}")
+kind = jax.devices()[0].device_kind
+print(f"terminator_jax {terminator_jax.__version__} on {jax.device_count()} × {kind}")
 
 # %% [markdown]
 # ## How much to train
-# This is the only switch. `"part"` takes some minutes on a CPU: a small network and a part of CIFAR-10.
-# `"whole"` is the published network on all of CIFAR-10, for a GPU or TPU.
+# This is the only switch. `"part"` takes some minutes on a CPU: a small network and a part of
+# CIFAR-10. `"whole"` is the published network on all of CIFAR-10, for a GPU or TPU.
 
 # %%
 SIZE = "part" if jax.default_backend() == "cpu" else "whole"
@@ -47,9 +50,9 @@ print(SIZE)
 
 # %% [markdown]
 # ## Digits, in about two minutes
-# An experiment is a configuration: `read` takes its name, and changes to it as on the command line. `train`
-# does what `python -m terminator_jax.train --config=digits` does. The data are 1,797 pictures of 8×8
-# pixels that come with scikit-learn. On a CPU, half of the time goes to compiling.
+# An experiment is a configuration: `read` takes its name, and changes to it as on the command
+# line. `train` does what `python -m terminator_jax.train --config=digits` does. The data are 1,797
+# pictures of 8×8 pixels that come with scikit-learn. On a CPU, half of the time goes to compiling.
 
 # %%
 from pathlib import Path
@@ -91,8 +94,9 @@ draw_curves("runs/notebook-digits")
 
 # %% [markdown]
 # ## A few test pictures
-# `load_model` gives the best model of a run in one line. It needs neither the data nor the trainer. The
-# whole test set goes through it at once: this network standardizes by the batch that a picture is in.
+# `load_model` gives the best model of a run in one line. It needs neither the data nor the
+# trainer. The whole test set goes through it at once: this network standardizes by the batch that
+# a picture is in.
 
 # %%
 import numpy as np
@@ -105,9 +109,10 @@ def draw_predictions(workdir, pictures):
     predicted = loaded.logits(pictures.image).argmax(-1)
     print(f"{np.mean(predicted == pictures.label):.1%} of {len(pictures):,} are right")
     _, axes = plt.subplots(2, 4, figsize=(6, 3.6))
-    for axis, picture, guess, label in zip(axes.flat, pictures.image, predicted, pictures.label):
-        axis.imshow(picture, cmap="gray_r")
-        axis.set_title(loaded.classes[guess], color="green" if guess == label else "red")
+    for n, axis in enumerate(axes.flat):
+        right = predicted[n] == pictures.label[n]
+        axis.imshow(pictures.image[n], cmap="gray_r")
+        axis.set_title(loaded.classes[predicted[n]], color="green" if right else "red")
         axis.axis("off")
     plt.show()
 
@@ -118,10 +123,10 @@ draw_predictions("runs/notebook-digits", open_split("digits", "test").load())
 # Above each picture is what the network says, in green where that is right.
 #
 # ## Hyper-kernels, before and after
-# The second block has twelve hyper-kernels, one a channel, each as large as the picture. These are three of
-# them, at the initial values and as trained. They look like noise, and are meant to: at the published
-# frequency scale ω₀ = 2000, neighbouring positions have little in common. Training turns them step by
-# step, and the third row shows by how much.
+# The second block has twelve hyper-kernels, one a channel, each as large as the picture. These are
+# three of them, at the initial values and as trained. They look like noise, and are meant to: at
+# the published frequency scale ω₀ = 2000, neighbouring positions have little in common. The third
+# row shows what training changed.
 
 # %%
 from flax import nnx
@@ -136,7 +141,7 @@ def draw_kernels(workdir):
     rows = {"before": before, "after": after, "change": after - before}
     limit = float(abs(after).max())
     _, axes = plt.subplots(3, 3, figsize=(6, 6))
-    for row, (name, kernels) in zip(axes, rows.items()):
+    for row, (name, kernels) in zip(axes, rows.items(), strict=True):
         for channel, axis in enumerate(row):
             axis.imshow(kernels[..., channel], cmap="RdBu", vmin=-limit, vmax=limit)
             axis.set(xticks=[], yticks=[])
@@ -148,9 +153,9 @@ draw_kernels("runs/notebook-digits")
 
 # %% [markdown]
 # ## CIFAR-10, on all cores
-# `parallel="pmap"` is the default: every device has the whole network, takes an equal part of each batch,
-# and averages gradients and statistics with the others. A TPU of 8 cores needs no other line than a CPU.
-# CIFAR-10 is downloaded if it is not there (170 MB).
+# `parallel="pmap"` is the default: every device has the whole network, takes an equal part of each
+# batch, and averages gradients and statistics with the others. A TPU of 8 cores needs no other
+# line than a CPU. CIFAR-10 is downloaded if it is not there (170 MB).
 
 # %%
 CHANGES = {
@@ -176,8 +181,8 @@ print(f"best: {outcome.best['accuracy']:.1%} of the test pictures")
 draw_curves("runs/notebook-cifar10")
 
 # %% [markdown]
-# A part of the data and a small network in a few minutes reach far less than the whole: six epochs of the
-# published network reached 86 % in 3½ minutes on an H100.
+# A part of the data and a small network in a few minutes reach far less than the whole: six epochs
+# of the published network reached 86 % in 3½ minutes on an H100.
 
 # %%
 draw_predictions("runs/notebook-cifar10", open_split("cifar10", cifar.data.eval_split).load())
@@ -185,9 +190,10 @@ draw_kernels("runs/notebook-cifar10")
 
 # %% [markdown]
 # ## What to try next
-# - Other experiments: `config.read("mnist")`, `"cifar100"`, `"stl10"`, `"lambda_digits"`, or a file of your own.
-# - Your own pictures: `config.read("cifar10", ["--config.data.name=pictures", "--config.data.resize=32"])`,
-#   where the folder `pictures` has one folder for each class.
-# - Another frequency scale, `"--config.model.options.omega0=2.0"`, and look at the kernels again. The notebook
-#   [kernels_and_context](kernels_and_context.ipynb) says more about them.
+# - Other experiments: `config.read("mnist")`, `"cifar100"`, `"stl10"`, `"lambda_digits"`, or a
+#   file of your own.
+# - Your own pictures: `config.read("cifar10", ["--config.data.name=pictures",
+#   "--config.data.resize=32"])`, where the folder `pictures` has one folder for each class.
+# - Another frequency scale, `"--config.model.options.omega0=2.0"`, and look at the kernels again.
+#   The notebook [kernels_and_context](kernels_and_context.ipynb) says more about them.
 # - Single layers in your own Flax model: the notebook [layers](layers.ipynb).
