@@ -60,19 +60,16 @@ from pathlib import Path
 from terminator_jax.training import config, loop
 
 
-def two_blocks(factors):
-    """A smaller network."""
-    return [
-        f"--config.model.options.factors={factors}",
-        "--config.model.options.skips=((), (0,))",
-        "--config.model.options.dropout=(0.0, 0.05)",
-        "--config.model.options.global_layers=(2, 2)",
-    ]
+def smaller(*factors):
+    """Options of a network with a block for each factor, and nothing between them."""
+    n = len(factors)
+    options = dict(factors=factors, skips=((),) * n, dropout=(0.0,) * n, global_layers=(2,) * n)
+    return [f"--config.model.options.{name}={value}" for name, value in options.items()]
 
 
 epochs = {"whole": 30, "part": 10, "tiny": 2}[SIZE]
 changes = [f"--config.epochs={epochs}", "--config.optimizer.warmup_epochs=1"]
-digits = config.read("digits", changes + (two_blocks((12, 2)) if SIZE == "tiny" else []))
+digits = config.read("digits", changes + (smaller(12) if SIZE == "tiny" else []))
 outcome = loop.train(digits, Path("runs/notebook-digits"))
 print(f"best: {outcome.best['accuracy']:.1%} of the test pictures")
 
@@ -125,7 +122,8 @@ def draw_predictions(workdir, pictures):
     for axis, n in zip(axes.flat, rows, strict=True):
         right = predicted[n] == pictures.label[n]
         axis.imshow(pictures.image[n], cmap="gray_r")
-        axis.set_title(loaded.classes[predicted[n]], color="green" if right else "red")
+        title = f"{'✓' if right else '✗'} {loaded.classes[predicted[n]]}"
+        axis.set_title(title, color="green" if right else "red", fontsize=13)
         axis.axis("off")
     plt.show()
 
@@ -133,12 +131,12 @@ def draw_predictions(workdir, pictures):
 draw_predictions("runs/notebook-digits", open_split("digits", "test").load())
 
 # %% [markdown]
-# Above each picture is what the network says, in green where that is right.
+# Above each picture is what the network says it is, in green where that is right.
 #
 # ## Hyper-kernels, before and after
-# The second block has twelve hyper-kernels, one for each channel, each as large as the picture.
-# These are the first three, as they begin and as trained. They begin as noise: at the published
-# frequency scale, ω₀ = 2000, neighbouring positions have nothing in common.
+# Every block has as many hyper-kernels as its input has channels, each as large as the picture.
+# These are the first three of the last block, as they begin and as trained. They begin as noise:
+# at the published frequency scale, ω₀ = 2000, neighbouring positions have nothing in common.
 #
 # Each row has a colour scale of its own. The number beside it is the standard deviation.
 
@@ -153,10 +151,10 @@ def draw_kernels(workdir):
     start = Terminator(loaded.model.config, rngs=nnx.Rngs(loaded.config["seed"]))
     _, axes = plt.subplots(2, 3, figsize=(6, 4.2))
     for row, name, model in zip(axes, ("before", "after"), (start, loaded.model), strict=True):
-        kernels = model.blocks[1].slow_net()
+        kernels = model.blocks[-1].slow_net()
         limit = 4 * float(kernels.std())
-        for channel, axis in enumerate(row):
-            axis.imshow(kernels[..., channel], cmap="RdBu", vmin=-limit, vmax=limit)
+        for axis, kernel in zip(row, np.moveaxis(kernels, -1, 0), strict=False):
+            axis.imshow(kernel, cmap="RdBu", vmin=-limit, vmax=limit)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"{name}\n± {kernels.std():.3f}")
     plt.show()
@@ -178,9 +176,9 @@ CHANGES = {
         "--config.optimizer.warmup_epochs=0.5",
         "--config.data.train_split=train[:3000]",
         "--config.data.eval_split=test[:400]",
-        *two_blocks((4, 2)),
+        *smaller(4, 2),
     ],
-    "tiny": ["--config.epochs=1", "--config.optimizer.warmup_epochs=0", *two_blocks((4, 2))],
+    "tiny": ["--config.epochs=1", "--config.optimizer.warmup_epochs=0", *smaller(4)],
 }
 cifar = config.read("cifar10", CHANGES[SIZE])
 outcome = loop.train(cifar, Path("runs/notebook-cifar10"))
