@@ -14,7 +14,7 @@ export MALLOC_MMAP_MAX_ := 0
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular \
+.PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular notebooks owner \
 	benchmark benchmark-step benchmark-context benchmark-peers benchmark-torch tpu-compile clean
 
 help: ## show this list
@@ -69,6 +69,19 @@ shakespeare2d: $(VENV)/.train ## train on Tiny Shakespeare and fill grids with t
 tabular: $(VENV)/.train ## tables of scikit-learn beside its own models, three minutes: docs/results.md
 	@$(VENV)/bin/python benchmarks/tabular.py
 
+# Each in an empty folder, so that what it trains begins from the start; without the times of its cells.
+notebooks: $(VENV)/.notebooks ## run the notebooks/*.py and write their .ipynb: ten minutes on a CPU
+	@for notebook in notebooks/*.py; do folder=$$(mktemp -d); \
+	  $(VENV)/bin/jupytext --quiet --update --to ipynb --set-kernel python3 --execute --run-path $$folder \
+	    $$notebook || exit; rm -r $$folder; done
+	@$(VENV)/bin/jupyter nbconvert --log-level=ERROR --to notebook --inplace --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.clear_notebook_metadata=False notebooks/*.ipynb
+
+owner: ## name the GitHub account that the notebooks are opened and installed from: make owner OWNER=name
+	@test -n "$(OWNER)" || { echo "which account? make owner OWNER=name" >&2; exit 2; }
+	@sed -i.bak -E 's#(github(\.com)?)/[^/]+/terminator-jax#\1/$(OWNER)/terminator-jax#g' \
+	  README.md notebooks/*.py notebooks/*.ipynb && rm README.md.bak notebooks/*.bak
+
 # Beside PyTorch, where that is installed too: .venv/bin/pip install torch
 benchmark: $(VENV)/.train ## measure convolutions, a quarter of an hour on a quiet machine: docs/performance.md
 	@$(VENV)/bin/python benchmarks/convolution.py
@@ -112,6 +125,11 @@ $(VENV)/.train: setup.cfg pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@echo "Installing terminator-jax for training and tests into $(VENV) (once, some minutes)"
 	@$(PIP_INSTALL) --editable '.[train,test]'
+	@touch $(VENV)/.train $@
+
+$(VENV)/.notebooks: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing terminator-jax for training and notebooks into $(VENV) (once, some minutes)"
+	@$(PIP_INSTALL) --editable '.[train,notebooks]'
 	@touch $(VENV)/.train $@
 
 $(TPU_VENV)/.tpu: setup.cfg pyproject.toml
