@@ -56,7 +56,7 @@ def run_python():
         devices: int = 1,
         x64: bool = False,
         optimize: bool = True,
-        timeout: float = 300,
+        timeout: float = 600,
     ) -> str:
         settings = {
             "JAX_PLATFORMS": "cpu",

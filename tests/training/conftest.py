@@ -54,7 +54,7 @@ class Command:
     def run(self, module, *arguments, code=0):
         """stdout and stderr of a command that ends with this exit code."""
         process = self.start(module, *arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == code, f"{arguments}: {process.returncode}\n{out}{err}"
         return out, err
 
