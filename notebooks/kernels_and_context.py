@@ -79,14 +79,13 @@ plt.show()
 from terminator_jax.models import Terminator, TerminatorConfig
 
 two_blocks = dict(factors=(12, 2), skips=((), ()), dropout=(0.0, 0.0), global_layers=(2, 2))
-figure, axes = plt.subplots(2, 3, figsize=(6, 4.4))
+figure, axes = plt.subplots(2, 3, figsize=(6, 4.8))
 for row, omega0 in zip(axes, [0.5, 2000], strict=True):
     config = TerminatorConfig(size=(8, 8), channels=1, omega0=omega0, **two_blocks)
     model = Terminator(config, rngs=nnx.Rngs(0))
     for axis, side in zip(row, [8, 15, 29], strict=True):
         resized, changes = model.resized((side, side))
-        title = f"{side}×{side}" if row is axes[0] else ""
-        draw(axis, resized.blocks[1].slow_net()[..., 0], title)
+        draw(axis, resized.blocks[1].slow_net()[..., 0], f"{side}×{side}")
     place = dict(rotation=90, va="center", ha="right", transform=row[0].transAxes)
     row[0].text(-0.1, 0.5, f"ω₀ = {omega0}", **place)
 plt.show()
