@@ -199,12 +199,13 @@ def test_remat_keeps_less_and_changes_nothing(x64):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (dict(size=(8,)), "size must be (rows, columns), got (8,)"),
+        (dict(size=(8,)), "size is (8,), and must be (rows, columns)"),
         (dict(widths=(4,)), "widths must have one entry per stage: blocks = (1, 2), widths = (4,)"),
-        (dict(strides=()), "strides must have one entry per stage"),
+        (dict(strides=()), "strides is (), and must be one or more numbers greater than 0"),
+        (dict(strides=(1,)), "strides must have one entry per stage"),
         (dict(lambda_stages=(2,)), "lambda_stages must be from 0 to 1, got (2,)"),
-        (dict(heads=3), "4 channels do not divide into 3 heads"),
-        (dict(window=4), "the window must be odd on every axis, got (4, 4)"),
+        (dict(heads=3), "heads is 3, and must divide the width of stage 1, 4"),
+        (dict(window=4), "window is 4, and must be 0 or an odd number"),
     ],
 )
 def test_wrong_configurations(overrides, message):

@@ -132,7 +132,9 @@ def test_integers_are_refused():
     "wrong", [dict(features=0), dict(widths=()), dict(widths=(4, 0)), dict(num_classes=0)], ids=str
 )
 def test_wrong_config(wrong):
-    with pytest.raises(ValueError, match="must be positive"):
+    [(name, value)] = wrong.items()
+    says = rf"{name} is {re.escape(str(value))}, and must be .*greater than 0"
+    with pytest.raises(ValueError, match=says):
         TabularConfig(**{"features": 5, **wrong})
 
 

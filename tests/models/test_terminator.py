@@ -166,7 +166,8 @@ def test_wrong_pictures(shape, dtype, error, message):
     ("overrides", "message"),
     [
         (dict(dropout=(0.1,)), "dropout must have one entry per block: 3 factors"),
-        (dict(global_layers=()), "global_layers must have one entry per block"),
+        (dict(global_layers=()), "global_layers is (), and must be one or more numbers"),
+        (dict(global_layers=(1,)), "global_layers must have one entry per block"),
         (dict(skips=((), (1,), ())), "block 1 can only skip from blocks before it: (1,)"),
         (dict(skips=((), (-1,), ())), "block 1 can only skip from blocks before it: (-1,)"),
         (dict(groups=5), "2 x 2 channels do not divide into 5 groups"),
