@@ -144,9 +144,9 @@ def test_it_starts_with_about_equal_chances():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(layers=0), "layers must be positive, got 0"),
-        (dict(global_every=-1), "global_every must be 0 or more, got -1"),
-        (dict(heads=3), "8 channels do not divide into 3 heads"),
+        (dict(layers=0), "layers is 0, and must be greater than 0"),
+        (dict(global_every=-1), "global_every is -1, and must be 0 or more"),
+        (dict(heads=3), "channels is 8, and must be a multiple of heads, 3"),
     ],
 )
 def test_what_does_not_fit(options, message):
