@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from terminator_jax.ops.dtypes import at_least_float32
 
-Axes = tuple[int, ...]
-
 
 def to_channels_first(x: jax.Array) -> jax.Array:
     """Moves channels from the last axis to the first: `(batch, *spatial, channels)` before."""
@@ -21,7 +19,7 @@ def to_channels_last(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, -1)
 
 
-def spatial_axes(x: jax.Array) -> Axes:
+def spatial_axes(x: jax.Array) -> tuple[int, ...]:
     """Returns the axes of space."""
     return tuple(range(2, x.ndim))
 
