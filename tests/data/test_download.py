@@ -333,7 +333,7 @@ def test_no_network(monkeypatch, tmp_path):
 
 
 def test_a_server_that_never_answers(monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(download, "PATIENCE", 0.5)
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: time.sleep(60))
     assert "www.cs.toronto.edu does not answer (timed out)" in refusal(tmp_path)
 
