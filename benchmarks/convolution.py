@@ -1,8 +1,8 @@
 """Depthwise convolutions against each other: time and peak memory, with and without gradient.
 
-    python benchmarks/convolution.py            # writes docs/performance.md and ops/measured.py
+    python benchmarks/convolution.py            # writes docs/performance.md and measured.py
     python benchmarks/convolution.py --quick    # a few points, writes nothing
-    python benchmarks/convolution.py --check    # ours only: is `auto` right? mends ops/measured.py
+    python benchmarks/convolution.py --check    # ours only: is `auto` right? mends measured.py
 
 Ours are `fft`, `dft`, `direct`, `dense`, `lax` (XLA's grouped convolution) and `auto`; beside them
 an FFT convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT
@@ -22,8 +22,7 @@ import numpy as np
 import report
 import timing
 
-from terminator_jax.ops import fastest, measured
-from terminator_jax.ops.convolution import METHODS, fft_conv
+from terminator_jax.ops.conv import METHODS, fastest, fft_conv, measured
 
 try:
     import torch

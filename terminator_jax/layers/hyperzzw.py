@@ -7,7 +7,7 @@ from flax import nnx
 from terminator_jax.layers.magnet import OMEGA0
 from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
-from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.conv import fft_conv
 from terminator_jax.ops.hyperzzw import check_operator, operator_named
 from terminator_jax.ops.standardize import AxisName
 

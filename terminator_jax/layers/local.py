@@ -10,7 +10,7 @@ from flax import nnx
 from terminator_jax.layers.initializers import kaiming
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.conv import fft_conv
 from terminator_jax.ops.standardize import AxisName, batch_standardize
 
 

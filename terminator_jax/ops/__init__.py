@@ -6,11 +6,8 @@
 | `magnet` | `magnet`, `context_magnet`: kernels from coordinates; `gabor`, `context`: their parts |
 | `hyperzzw` | `dot`, `product`, `convolution`, `gate`: a hyper-kernel with activations |
 | `lambdas` | `apply_lambdas`: queries times content and position lambdas |
-| `convolution` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
-| `spectral`, `taps`, `dense`, `grouped`, `window` | the methods of `fft_conv`, what they compute |
-| `fourier`, `sharded_fft` | the transforms under the convolutions |
-| `fastest`, `measured` | which method of convolution `auto` takes, and the measurements |
-| `partitioning` | functions that devices share without gathering |
+| `conv` | `fft_conv`, `depthwise_correlate`: every channel with its own kernel of any size |
+| `platform` | choices that depend on the platform |
 | `attention` | `local_attention`: every position with those around it; `rotary` |
 | `pooling` | `adaptive_average`: adaptive average pooling |
 | `fused_sfne` | `fused_sfne`: the SFNE block in fewer and larger operations |
@@ -24,9 +21,8 @@ from terminator_jax.ops import (
     activation,
     attention,
     channels_first,
-    convolution,
+    conv,
     coordinates,
-    fourier,
     fused_sfne,
     hyperzzw,
     lambdas,
@@ -36,7 +32,7 @@ from terminator_jax.ops import (
 )
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.attention import local_attention, rotary
-from terminator_jax.ops.convolution import depthwise_correlate, fft_conv
+from terminator_jax.ops.conv import depthwise_correlate, fft_conv
 from terminator_jax.ops.coordinates import grid
 from terminator_jax.ops.lambdas import apply_lambdas
 from terminator_jax.ops.pooling import adaptive_average
@@ -53,11 +49,10 @@ __all__ = [
     "attention",
     "batch_standardize",
     "channels_first",
-    "convolution",
+    "conv",
     "coordinates",
     "depthwise_correlate",
     "fft_conv",
-    "fourier",
     "fused_sfne",
     "gelu",
     "grid",

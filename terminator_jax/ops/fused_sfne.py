@@ -27,7 +27,7 @@ from terminator_jax.ops.channels_first import (
     spatial_moments,
     to_channels_first,
 )
-from terminator_jax.ops.convolution import convolve_each
+from terminator_jax.ops.conv.per_map import convolve_per_map
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
@@ -196,7 +196,8 @@ def _local_branches(
     """All local branches, one after the other along the channels."""
     kernels = [to_channels_first(kernel)[:, None] for kernel in settings.local_kernels(maps)]
     padding = "causal" if settings.causal else "same"
-    y = convolve_each([maps[n] for n in settings.local], kernels, padding=padding, correlate=True)
+    sources = [maps[name] for name in settings.local]
+    y = convolve_per_map(sources, kernels, padding=padding, correlate=True)
     branches = y.reshape(len(kernels), -1, *y.shape[1:])
     y = jax.vmap(pointwise)(branches, mixer).reshape(y.shape)
     statistics = moments(y, (1, *_space(y, settings)), running=_running(settings))

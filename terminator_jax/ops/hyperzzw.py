@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from terminator_jax.ops.convolution import convolve_all, fft_conv
+from terminator_jax.ops.conv import fft_conv
+from terminator_jax.ops.conv.methods import convolve_shared_kernel
 from terminator_jax.ops.dtypes import at_least_float32
 
 
@@ -144,7 +145,7 @@ def _dots(hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False) 
 def _convolutions(
     hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False
 ) -> list[jax.Array]:
-    return convolve_all(maps, hyper, padding=_padding(causal))
+    return convolve_shared_kernel(maps, hyper, padding=_padding(causal))
 
 
 def _products(

@@ -31,10 +31,10 @@ import numpy as np
 from jax import export
 
 from terminator_jax.ops.channels_first import match_varying_axes
+from terminator_jax.ops.conv.fourier import DFT, FFT, LongDFT, Spectrum, Transform
+from terminator_jax.ops.conv.spectral import DENSE_UP_TO
+from terminator_jax.ops.conv.window import all_positions
 from terminator_jax.ops.dtypes import at_least_float32
-from terminator_jax.ops.fourier import DFT, FFT, LongDFT, Spectrum, Transform
-from terminator_jax.ops.spectral import DENSE_UP_TO
-from terminator_jax.ops.window import everywhere
 
 METHODS = ("auto", "rows", "dft", "fft")
 # `auto` takes `rows` for maps of up to so many of them.
@@ -250,12 +250,12 @@ def _by_spectra(queries: jax.Array, values: jax.Array, table: jax.Array, method:
     table = jnp.moveaxis(jnp.flip(table.astype(wide), range(d)), (-2, -1), (0, 1))
     queries = jnp.moveaxis(queries.astype(wide).reshape(batch, -1, *queries.shape[-2:]), -1, 0)
     transform = _transform(method, spatial, table.shape[2:])
-    spectrum = transform.forward(maps, everywhere(maps))
+    spectrum = transform.forward(maps, all_positions(maps))
     wanted = [range(t // 2, t // 2 + n) for n, t in zip(spatial, table.shape[2:], strict=True)]
 
     def part(queries, table):
         flat = table.reshape(-1, 1, *table.shape[2:])
-        response = transform.forward(flat, everywhere(flat))
+        response = transform.forward(flat, all_positions(flat))
         response = Spectrum(*(a.reshape(len(table), depth, *a.shape[2:]) for a in response))
         lambdas = transform.inverse(_mixed(response, spectrum), wanted)
         return jnp.einsum(

@@ -11,7 +11,7 @@ from nets import filled, normal, relative
 
 from terminator_jax.layers import GlobalHyperZZW, LocalHyperZZW
 from terminator_jax.ops import depthwise_correlate, hyperzzw
-from terminator_jax.ops.convolution import convolve_reference
+from terminator_jax.ops.conv import convolve_reference
 
 SMALL = dict(hidden=4, layers=1)
 

@@ -10,7 +10,7 @@ from nets import normal, relative
 
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
-from terminator_jax.ops.convolution import convolve_reference
+from terminator_jax.ops.conv import convolve_reference
 
 
 def test_dot(x64):

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops.window import Window
+from terminator_jax.ops.conv.window import Window
 
 
 def dense(window: Window, maps: Sequence[jax.Array], kernel: jax.Array) -> list[jax.Array]:
     """The window of the convolution of each `(channels, batch, *spatial)` map."""
     matrix = _matrix(window, maps[0].shape[2:], kernel)
-    return [_applied(x, matrix) for x in maps]
+    return [_apply_toeplitz(x, matrix) for x in maps]
 
 
 def _matrix(window: Window, spatial: Sequence[int], kernel: jax.Array) -> jax.Array:
@@ -23,20 +23,21 @@ def _matrix(window: Window, spatial: Sequence[int], kernel: jax.Array) -> jax.Ar
     axes = range(len(spatial))
     for axis in axes:
         # Contracts the first axis of the kernel that is left; what it becomes goes to the end.
-        spread = jnp.asarray(_spread(window, axis, spatial[axis], kernel.shape[2]), kernel.dtype)
-        kernel = jnp.tensordot(kernel, spread, axes=(2, 0), precision=jax.lax.Precision.HIGHEST)
+        shift = _shift_tensor(window, axis, spatial[axis], kernel.shape[2])
+        shift = jnp.asarray(shift, kernel.dtype)
+        kernel = jnp.tensordot(kernel, shift, axes=(2, 0), precision=jax.lax.Precision.HIGHEST)
     order = [*(2 + 2 * axis for axis in axes), *(3 + 2 * axis for axis in axes)]
     return jnp.transpose(kernel, (0, 1, *order))
 
 
-def _spread(window: Window, axis: int, n: int, k: int) -> np.ndarray:
+def _shift_tensor(window: Window, axis: int, n: int, k: int) -> np.ndarray:
     """`(k, n, count)`: 1 where that kernel position takes a map's position to a result's."""
     wanted = np.array(window.positions()[axis])
     r = wanted - np.arange(n)[:, None]
     return np.arange(k)[:, None, None] == (r % n if window.circular else r)
 
 
-def _applied(x: jax.Array, matrix: jax.Array) -> jax.Array:
+def _apply_toeplitz(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """Every channel's map, or every sample's, through its matrix."""
     inputs, outputs = "ijk"[: x.ndim - 2], "pqr"[: x.ndim - 2]
     return through(x, matrix, inputs, inputs + outputs, outputs)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops.dense import through
-from terminator_jax.ops.spectral import kernel_gradients
-from terminator_jax.ops.window import Window
+from terminator_jax.ops.conv.spectral import kernel_gradients
+from terminator_jax.ops.conv.toeplitz import through
+from terminator_jax.ops.conv.window import Window
 
 # Positions in the matrix products of the gradient.
 TILE = 64

@@ -1,12 +1,10 @@
 """Which method of convolution is fastest, from the measurements in `measured.py`."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
-
-from terminator_jax.ops.measured import POINTS
+from terminator_jax.ops.conv.measured import POINTS
 
 # Where nobody has measured: one method up to so many kernel positions, and one beyond them.
 SMALL = 81
@@ -19,32 +17,6 @@ class Choice(NamedTuple):
 
     forward: str
     gradient: str
-
-
-def by_platform(
-    choose: Callable[[str], Any], function: Callable[[Any], Callable[..., Any]], *arrays: Any
-) -> Any:
-    """Calls what is chosen for the platform that the program will run on.
-
-    The platform is known when a program is lowered and not while it is traced, so a program for
-    several platforms holds what is chosen for each.
-
-    Args:
-      choose: from `"cpu"`, `"gpu"` or `"tpu"` to a choice that can be hashed.
-      function: from a choice to a function of `arrays`.
-      arrays: pytrees of arrays.
-
-    Example:
-      >>> times = lambda factor: lambda x: factor * x
-      >>> print(by_platform(lambda platform: 2, times, jax.numpy.arange(3)))
-      [0 2 4]
-    """
-    choices = {platform: choose(platform) for platform in ("cpu", "gpu", "tpu")}
-    functions = {choice: function(choice) for choice in set(choices.values())}
-    if len(functions) == 1:
-        return functions[choices["cpu"]](*arrays)
-    cpu, gpu, tpu = (functions[choice] for choice in choices.values())
-    return jax.lax.platform_dependent(*arrays, tpu=tpu, cuda=gpu, rocm=gpu, default=cpu)
 
 
 def fastest(platform: str, spatial: Sequence[int], size: Sequence[int], per_sample: bool) -> Choice:

@@ -7,7 +7,7 @@ import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from nets import normal, relative
-from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.conv import fft_conv
 
 kind, method = {kind!r}, {method!r}
 mesh = jax.make_mesh((4, 2), ("b", "c"), (AxisType[kind],) * 2)
@@ -38,7 +38,7 @@ import functools
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec as P
 from nets import normal, relative
-from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.conv import fft_conv
 
 mesh = jax.make_mesh((2,), ("d",), (AxisType.Explicit,))
 x, k = normal(4, 9, 6, 3), normal(5, 6, 3, seed=2)

@@ -7,7 +7,7 @@ every row of the kernel. On CPUs and GPUs its gradients are slow.
 import jax
 import jax.numpy as jnp
 
-from terminator_jax.ops.window import Window
+from terminator_jax.ops.conv.window import Window
 
 
 def grouped(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -13,21 +13,20 @@ import pytest
 from hypothesis import strategies as st
 from nets import normal, relative
 
-from terminator_jax.ops import fastest
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
-from terminator_jax.ops.convolution import (
-    DENSE_UP_TO,
+from terminator_jax.ops.conv import (
     METHODS,
     PADDINGS,
-    convolve,
-    convolve_all,
-    convolve_each,
     convolve_reference,
     depthwise_correlate,
+    fastest,
     fft_conv,
 )
-from terminator_jax.ops.fourier import fast_length
-from terminator_jax.ops.measured import Point
+from terminator_jax.ops.conv.fourier import fast_length
+from terminator_jax.ops.conv.measured import Point
+from terminator_jax.ops.conv.methods import convolve, convolve_shared_kernel
+from terminator_jax.ops.conv.per_map import convolve_per_map
+from terminator_jax.ops.conv.spectral import DENSE_UP_TO
 
 pytestmark = pytest.mark.usefixtures("x64")
 methods = pytest.mark.parametrize("method", METHODS[1:])
@@ -210,10 +209,8 @@ def test_several_maps_with_one_kernel(method, per_sample):
 
     def together(maps, kernel):
         kernel = kernel if per_sample else kernel[None]
-        return map(
-            to_channels_last,
-            convolve_all([*map(to_channels_first, maps)], to_channels_first(kernel), method=method),
-        )
+        maps, kernel = [*map(to_channels_first, maps)], to_channels_first(kernel)
+        return map(to_channels_last, convolve_shared_kernel(maps, kernel, method=method))
 
     def each(maps, kernel):
         return [fft_conv(x, kernel, method="dft") for x in maps]
@@ -340,7 +337,7 @@ def test_a_kernel_for_each_map(monkeypatch, method, padding, correlate):
     options = dict(padding=padding, correlate=correlate)
 
     def together(maps, kernels):
-        joined = convolve_each(
+        joined = convolve_per_map(
             [*map(to_channels_first, maps)],
             [to_channels_first(k[None]) for k in kernels],
             **options,
@@ -362,7 +359,7 @@ def test_gradients_of_a_kernel_for_each_map(monkeypatch):
     options = dict(padding="same", correlate=True)
 
     def together(maps, kernels):
-        return convolve_each([maps[0], maps[1], maps[1], maps[0]], kernels, **options)
+        return convolve_per_map([maps[0], maps[1], maps[1], maps[0]], kernels, **options)
 
     def alone(maps, kernels):
         pairs = zip((maps[0], maps[1], maps[1], maps[0]), kernels, strict=True)

@@ -34,6 +34,6 @@ def bounds(
     return start, tuple(spatial)
 
 
-def everywhere(x: jax.Array) -> list[range]:
+def all_positions(x: jax.Array) -> list[range]:
     """Positions from 0 on, as many as the map has."""
     return [range(n) for n in x.shape[2:]]

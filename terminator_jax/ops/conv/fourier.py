@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops.sharded_fft import irfftn, rfftn, twins
+from terminator_jax.ops.conv.sharded_fft import conjugate_counts, irfftn, rfftn
 
 Positions = Sequence[range]
 
@@ -71,7 +71,7 @@ class DFT:
     def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
         waves = zip(self._waves(positions, +1), self.lengths, strict=True)
         matrices = [wave.T / length for wave, length in waves]
-        matrices[-1] = matrices[-1] * twins(self.lengths[-1])[:, None]
+        matrices[-1] = matrices[-1] * conjugate_counts(self.lengths[-1])[:, None]
         for axis, matrix in enumerate(matrices[:-1], start=1):
             spectrum = _complex_product(spectrum, matrix, -axis)
         return _real_product(spectrum, matrices[-1], -len(matrices))
@@ -112,7 +112,7 @@ class LongDFT:
             spectrum = _complex_product(spectrum, wave, step - steps)
             twiddle = self._twiddle(step, +1, spectrum.real.dtype)
             spectrum = multiply(spectrum, _reordered(twiddle, steps, step))
-        wave = self._wave(0, +1).T / self.factors[0] * twins(self.factors[0])[:, None]
+        wave = self._wave(0, +1).T / self.factors[0] * conjugate_counts(self.factors[0])[:, None]
         x = _real_product(spectrum, wave, -steps)
         x = jnp.transpose(x, (0, 1, *range(x.ndim - 1, 1, -1)))
         return _taken(x.reshape(*x.shape[:2], *self.lengths), positions)

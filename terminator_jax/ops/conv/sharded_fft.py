@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops.partitioning import shared
+from terminator_jax.ops.conv.partitioning import shared
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -38,23 +38,23 @@ def irfftn(z: jax.Array, lengths: Sequence[int]) -> jax.Array:
     return _inverse(lengths)(z)
 
 
-# With c how often a frequency counts (`twins`), N the positions and θ the phases,
+# With c how often a frequency counts (`conjugate_counts`), N the positions and θ the phases,
 #   rfftn y_k = Σ_n x_n exp(-iθ);   irfftn x_n = Re Σ_k c_k z_k exp(iθ) / N.
 rfftn.defvjp(
     lambda x, dims: (rfftn(x, dims), _Lengths(x.shape[-dims:])),
     lambda dims, lengths, dy: (
-        irfftn(jnp.conj(dy) / _twins_like(dy, lengths[-1]), tuple(lengths)) * math.prod(lengths),
+        irfftn(jnp.conj(dy) / _counts_like(dy, lengths[-1]), tuple(lengths)) * math.prod(lengths),
     ),
 )
 irfftn.defvjp(
     lambda z, lengths: (irfftn(z, lengths), None),
     lambda lengths, _, dx: (
-        jnp.conj(rfftn(dx, len(lengths))) * _twins_like(dx, lengths[-1]) / math.prod(lengths),
+        jnp.conj(rfftn(dx, len(lengths))) * _counts_like(dx, lengths[-1]) / math.prod(lengths),
     ),
 )
 
 
-def twins(length: int) -> np.ndarray:
+def conjugate_counts(length: int) -> np.ndarray:
     """How often each frequency of half an axis counts: twice, but for those without a twin."""
     counts = np.full(length // 2 + 1, 2.0)
     counts[0] = 1
@@ -63,8 +63,8 @@ def twins(length: int) -> np.ndarray:
     return counts
 
 
-def _twins_like(x: jax.Array, length: int) -> jax.Array:
-    counts = jnp.asarray(twins(length), jnp.finfo(x.dtype).dtype)
+def _counts_like(x: jax.Array, length: int) -> jax.Array:
+    counts = jnp.asarray(conjugate_counts(length), jnp.finfo(x.dtype).dtype)
     return counts.reshape((1,) * (x.ndim - 1) + (-1,))
 
 

@@ -12,8 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops.fourier import DFT, FFT, LongDFT, Spectrum, Transform, conjugate, multiply
-from terminator_jax.ops.window import Window, everywhere
+from terminator_jax.ops.conv.fourier import (
+    DFT,
+    FFT,
+    LongDFT,
+    Spectrum,
+    Transform,
+    conjugate,
+    multiply,
+)
+from terminator_jax.ops.conv.window import Window, all_positions
 
 # `dft` uses one dense matrix per axis up to this length, and folds longer ones.
 DENSE_UP_TO = 1024
@@ -28,15 +36,15 @@ class _Sizes(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def by_spectra(window: Window, method: str, maps: list[jax.Array], kernel: jax.Array):
+def fft_convolve(window: Window, method: str, maps: list[jax.Array], kernel: jax.Array):
     """The window of the convolution of each `(channels, batch, *spatial)` map."""
     return _forward(window, method, maps, kernel)[0]
 
 
 def _forward(window, method, maps, kernel):
     transform = _transform(window, method, maps[0].shape[2:], kernel.shape[2:])
-    response = transform.forward(kernel, everywhere(kernel))
-    spectra = [transform.forward(x, everywhere(x)) for x in maps]
+    response = transform.forward(kernel, all_positions(kernel))
+    spectra = [transform.forward(x, all_positions(x)) for x in maps]
     out = [transform.inverse(multiply(a, response), window.positions()) for a in spectra]
     return out, (spectra, response, _Sizes(maps[0].shape, kernel.shape))
 
@@ -53,7 +61,7 @@ def _backward(window, method, residuals, gradients):
     return dxs, _kernel_part(transform, total, sizes.kernel)
 
 
-by_spectra.defvjp(_forward, _backward)
+fft_convolve.defvjp(_forward, _backward)
 
 
 def _kernel_part(transform: Transform, product: Spectrum, shape: Sequence[int]) -> jax.Array:
@@ -85,7 +93,7 @@ def kernel_gradients(
     batch = shapes[0][1]
 
     def part(x, dy):
-        a = transform.forward(x, everywhere(x))
+        a = transform.forward(x, all_positions(x))
         d = transform.forward(dy, common.positions())
         return _kernel_part(transform, multiply(d, conjugate(a)), (len(x), batch, *size))
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.conv import fft_conv
 
 MANY = """
 import os
 import jax, jax.numpy as jnp
 from nets import normal
-from terminator_jax.ops.convolution import fft_conv
+from terminator_jax.ops.conv import fft_conv
 
 xs = [normal(2, 256, 4, seed=n, dtype="float32") for n in range(32)]
 kernels = [normal(256, 4, seed=99 + n, dtype="float32") for n in range(32)]

@@ -1,0 +1,25 @@
+"""Depthwise convolution with kernels of any size.
+
+| module | what |
+|---|---|
+| `convolution` | `fft_conv`, `depthwise_correlate` and the definition, `convolve_reference` |
+| `methods` | the same with channels first, by the method that is named or chosen |
+| `per_map` | several maps with a kernel each, in one call |
+| `window` | which part of the full convolution is wanted |
+| `direct` | one multiply-add per kernel position |
+| `toeplitz` | one matrix per channel: the method `dense` |
+| `grouped` | XLA's own convolution: the method `lax` |
+| `spectral` | products of spectra: the methods `fft` and `dft` |
+| `fourier`, `sharded_fft`, `partitioning` | the transforms of `spectral` |
+| `fastest`, `measured` | which method `auto` takes, and the measurements |
+"""
+
+from terminator_jax.ops.conv.convolution import (
+    METHODS,
+    PADDINGS,
+    convolve_reference,
+    depthwise_correlate,
+    fft_conv,
+)
+
+__all__ = ["METHODS", "PADDINGS", "convolve_reference", "depthwise_correlate", "fft_conv"]

@@ -1,0 +1,177 @@
+"""Convolution of maps with their channels first, by a method that is named or chosen.
+
+`METHODS` in `convolution.py` names them; each has a file of its own.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from terminator_jax.ops.channels_first import match_varying_axes, spatial_axes
+from terminator_jax.ops.conv.direct import direct
+from terminator_jax.ops.conv.fastest import Choice, fastest
+from terminator_jax.ops.conv.grouped import grouped
+from terminator_jax.ops.conv.spectral import DENSE_UP_TO, fft_convolve
+from terminator_jax.ops.conv.toeplitz import dense
+from terminator_jax.ops.conv.window import Window, bounds
+from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.platform import by_platform
+
+# Arrays of a transform's size that exist at once, for every map and kernel: by measurement.
+SPECTRA = 2
+
+
+def convolve(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
+    """`fft_conv` of arrays with their channels first.
+
+    Args:
+      x: `(channels, batch, *spatial)`.
+      kernel: `(channels, 1 or batch, *size)`.
+      options: `padding`, `method`, `correlate` and `max_bytes`, see `fft_conv`.
+
+    Returns:
+      `(channels, batch, *positions)` in the dtype of `x`.
+    """
+    return convolve_shared_kernel([x], kernel, **options)[0]
+
+
+def convolve_shared_kernel(
+    maps: Sequence[jax.Array],
+    kernel: jax.Array,
+    *,
+    padding: str = "same",
+    method: str | Choice = "auto",
+    correlate: bool = False,
+    max_bytes: int | None = None,
+) -> list[jax.Array]:
+    """`[convolve(x, kernel, …) for x in maps]` of like maps, with one transform of the kernel."""
+    if correlate:
+        kernel = jnp.flip(kernel, range(2, kernel.ndim))
+    dtype = maps[0].dtype
+    start, count = bounds(maps[0].shape[2:], kernel.shape[2:], padding, correlate)
+    wide = at_least_float32(dtype)
+    outs = _chunked(
+        functools.partial(_convolve, start=start, count=count, method=method, padding=padding),
+        [x.astype(wide) for x in maps],
+        kernel.astype(wide),
+        max_bytes,
+    )
+    return [out.astype(dtype) for out in outs]
+
+
+def _convolve(
+    maps: list[jax.Array],
+    kernel: jax.Array,
+    *,
+    start: Sequence[int],
+    count: Sequence[int],
+    method: str | Choice,
+    padding: str,
+) -> list[jax.Array]:
+    """The window of the convolution of each map."""
+    spatial, circular = maps[0].shape[2:], padding == "circular"
+    if circular:
+        kernel = _wrap_kernel(kernel, spatial)
+    else:
+        kernel, start = without_useless_positions(kernel, spatial, start, count)
+    window = Window(tuple(start), tuple(count), circular)
+    kernel, *maps = match_varying_axes(kernel, *maps)
+    if isinstance(method, Choice):
+        return _by_choice(window, method, maps, kernel)
+    if method != "auto":
+        return _by_method(window, method, maps, kernel)
+    size, per_sample = kernel.shape[2:], kernel.shape[1] != 1
+    return by_platform(
+        lambda platform: fastest(platform, spatial, size, per_sample),
+        lambda choice: functools.partial(_by_choice, window, choice),
+        maps, kernel,
+    )  # fmt: skip
+
+
+def _by_method(
+    window: Window, method: str, maps: list[jax.Array], kernel: jax.Array
+) -> list[jax.Array]:
+    spatial, size = maps[0].shape[2:], kernel.shape[2:]
+    long = len(spatial) == 1 and spatial[0] > DENSE_UP_TO
+    if window.circular and (method in ("direct", "lax") or (method == "dft" and long)):
+        # As a linear one, of the map with its end before it.
+        before = tuple(k - 1 for k in size)
+        margins = [(0, 0), (0, 0), *((b, 0) for b in before)]
+        maps = [jnp.pad(x, margins, mode="wrap") for x in maps]
+        outs = _by_method(Window(before, window.count, False), method, maps, kernel)
+        return [jnp.roll(out, [-s for s in window.start], spatial_axes(out)) for out in outs]
+    if method == "direct":
+        return [direct(window, x, kernel) for x in maps]
+    if method == "lax":
+        return [grouped(window, x, kernel) for x in maps]
+    if method == "dense":
+        return dense(window, maps, kernel)
+    return fft_convolve(window, method, maps, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_choice(window: Window, choice: Choice, maps: list[jax.Array], kernel: jax.Array):
+    """By the method that is fastest without a gradient or, if one is taken, with it."""
+    return _by_method(window, choice.forward, maps, kernel)
+
+
+def _by_choice_forward(window, choice, maps, kernel):
+    return jax.vjp(functools.partial(_by_method, window, choice.gradient), maps, kernel)
+
+
+def _by_choice_backward(window, choice, pullback, gradients):
+    return pullback(gradients)
+
+
+_by_choice.defvjp(_by_choice_forward, _by_choice_backward)
+
+
+def without_useless_positions(kernel, spatial, start, count):
+    """The kernel without the positions that reach no wanted result; and the new start."""
+    axes = list(zip(start, count, spatial, kernel.shape[2:], strict=True))
+    low = [max(0, s - n + 1) for s, c, n, k in axes]
+    high = [min(k, s + c) for s, c, n, k in axes]
+    cut = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return kernel[(..., *cut)], [s - a for s, a in zip(start, low, strict=True)]
+
+
+def _wrap_kernel(kernel: jax.Array, spatial: Sequence[int]) -> jax.Array:
+    """The kernel with what lies beyond the circle added to what lies on it."""
+    for axis, n in enumerate(spatial, start=2):
+        k = kernel.shape[axis]
+        if k > n:
+            pad = [(0, 0)] * kernel.ndim
+            pad[axis] = (0, -k % n)
+            shape = (*kernel.shape[:axis], -1, n, *kernel.shape[axis + 1 :])
+            kernel = jnp.sum(jnp.pad(kernel, pad).reshape(shape), axis)
+    return kernel
+
+
+def _chunked(
+    function, maps: list[jax.Array], kernel: jax.Array, max_bytes: int | None
+) -> list[jax.Array]:
+    """`function(maps, kernel)`, in parts along the channels that keep the bound."""
+    parts = 1 if max_bytes is None else _parts(maps, kernel, max_bytes)
+    if parts == 1:
+        return function(maps, kernel)
+
+    arguments = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (maps, kernel))
+    outs = jax.lax.map(jax.checkpoint(lambda part: function(*part)), arguments)
+    return [out.reshape(-1, *out.shape[2:]) for out in outs]
+
+
+def _parts(maps: list[jax.Array], kernel: jax.Array, max_bytes: int) -> int:
+    """In how many equal parts the channels keep the bound, as far as there are channels."""
+    x = maps[0]
+    itemsize, channels = x.dtype.itemsize, len(x)
+    # Maps, kernel and results in the layout inside; with a gradient as much again.
+    copies = 2 * itemsize * (2 * len(maps) * x.size + kernel.size)
+    axes = zip(x.shape[2:], kernel.shape[2:], strict=True)
+    circle = math.prod(n + k for n, k in axes)
+    samples = len(maps) * x.shape[1] + kernel.shape[1]
+    each = SPECTRA * itemsize * circle * samples
+    at_once = max(1, (max_bytes - copies) // each)
+    return next(n for n in range(1, channels + 1) if channels % n == 0 and channels // n <= at_once)

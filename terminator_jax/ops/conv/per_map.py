@@ -1,0 +1,97 @@
+"""Several maps, each convolved with a kernel of its own: the four local branches in one call."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from terminator_jax.ops.channels_first import match_varying_axes
+from terminator_jax.ops.conv.direct import direct_each
+from terminator_jax.ops.conv.fastest import Choice, fastest
+from terminator_jax.ops.conv.methods import convolve, without_useless_positions
+from terminator_jax.ops.conv.window import Window, bounds
+from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.platform import by_platform
+
+
+def convolve_per_map(
+    maps: Sequence[jax.Array], kernels: Sequence[jax.Array], *, padding: str, correlate: bool
+) -> jax.Array:
+    """The maps convolved with a kernel each, joined along their channels.
+
+    Args:
+      maps: `(channels, batch, *spatial)` each, of one shape.
+      kernels: `(channels, 1, *size)` each, of sizes of their own.
+      padding: all but `valid`.
+      correlate: see `fft_conv`.
+
+    Returns:
+      `(len(maps) * channels, batch, *spatial)`.
+    """
+    options = dict(padding=padding, correlate=correlate)
+    spatial = maps[0].shape[2:]
+
+    def choose(platform: str) -> tuple[Choice, ...]:
+        return tuple(fastest(platform, spatial, k.shape[2:], False) for k in kernels)
+
+    def function(choices: tuple[Choice, ...]):
+        if set(choices) == {Choice("lax", "lax")}:
+            return functools.partial(_lax_each, **options)
+        if set(choices) == {Choice("direct", "direct")} and padding != "circular":
+            return functools.partial(_direct_each, **options)
+        return functools.partial(_each, choices, **options)
+
+    return by_platform(choose, function, list(maps), list(kernels))
+
+
+def _each(
+    choices: Sequence[Choice], maps: Sequence[jax.Array], kernels: Sequence[jax.Array], **options
+) -> jax.Array:
+    """`convolve_per_map` one after the other, each by its own methods."""
+    triples = zip(maps, kernels, choices, strict=True)
+    return jnp.concatenate([convolve(x, k, method=choice, **options) for x, k, choice in triples])
+
+
+def _lax_each(
+    maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
+) -> jax.Array:
+    """`convolve_per_map` as one convolution of XLA's, each kernel amid zeros.
+
+    Its time does not depend on the size of the kernels.
+    """
+    spatial, largest = maps[0].shape[2:], max(k.shape[2:] for k in kernels)
+    options = dict(padding=padding, correlate=correlate)
+    kernels = [_pad_kernel(k, largest, spatial, **options) for k in kernels]
+    return convolve(jnp.concatenate(maps), jnp.concatenate(kernels), method="lax", **options)
+
+
+def _direct_each(
+    maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
+) -> jax.Array:
+    """`convolve_per_map` by the method `direct`, whose gradients are then computed together."""
+    dtype, spatial = maps[0].dtype, maps[0].shape[2:]
+    wide = at_least_float32(dtype)
+    windows, useful = [], []
+    for kernel in kernels:
+        kernel = jnp.flip(kernel, range(2, kernel.ndim)) if correlate else kernel
+        start, count = bounds(spatial, kernel.shape[2:], padding, correlate)
+        kernel, start = without_useless_positions(kernel, spatial, start, count)
+        windows.append(Window(tuple(start), tuple(count), False))
+        useful.append(kernel)
+    arrays = match_varying_axes(*(a.astype(wide) for a in (*maps, *useful)))
+    maps, useful = arrays[: len(maps)], arrays[len(maps) :]
+    return direct_each(tuple(windows), maps, useful).astype(dtype)
+
+
+def _pad_kernel(
+    kernel: jax.Array, size: Sequence[int], spatial: Sequence[int], padding: str, correlate: bool
+) -> jax.Array:
+    """A kernel of a larger size that gives the same result."""
+    own = kernel.shape[2:]
+    here, there = (bounds(spatial, s, padding, correlate)[0] for s in (own, size))
+    # How many zeros come before it and after it; a correlation turns the kernel around.
+    before = [b - a for a, b in zip(here, there, strict=True)]
+    after = [k - n - b for k, n, b in zip(size, own, before, strict=True)]
+    margins = zip(*((after, before) if correlate else (before, after)), strict=True)
+    return jnp.pad(kernel, [(0, 0), (0, 0), *margins])

@@ -1,0 +1,32 @@
+"""Choices that depend on the platform, made when a program is lowered for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def by_platform(
+    choose: Callable[[str], Any], function: Callable[[Any], Callable[..., Any]], *arrays: Any
+) -> Any:
+    """Calls what is chosen for the platform that the program will run on.
+
+    The platform is known when a program is lowered and not while it is traced, so a program for
+    several platforms holds what is chosen for each.
+
+    Args:
+      choose: from `"cpu"`, `"gpu"` or `"tpu"` to a choice that can be hashed.
+      function: from a choice to a function of `arrays`.
+      arrays: pytrees of arrays.
+
+    Example:
+      >>> times = lambda factor: lambda x: factor * x
+      >>> print(by_platform(lambda platform: 2, times, jax.numpy.arange(3)))
+      [0 2 4]
+    """
+    choices = {platform: choose(platform) for platform in ("cpu", "gpu", "tpu")}
+    functions = {choice: function(choice) for choice in set(choices.values())}
+    if len(functions) == 1:
+        return functions[choices["cpu"]](*arrays)
+    cpu, gpu, tpu = (functions[choice] for choice in choices.values())
+    return jax.lax.platform_dependent(*arrays, tpu=tpu, cuda=gpu, rocm=gpu, default=cpu)
