@@ -9,7 +9,8 @@ stays instant:
 - `terminator_jax.optim`: the optimizers Kar2 and Kar3 as optax transformations
 - `terminator_jax.losses`: label smoothing and the slow neural loss
 
-`terminator_jax.load_model(workdir)` loads the trained model of a run.
+`terminator_jax.load_model(workdir)` loads the trained model of a run, and
+`terminator_jax.calibrate(model, batches)` gives one its running averages.
 
 `python -m terminator_jax.train --help` shows the training application (install the `train` extra).
 """
@@ -18,9 +19,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """Imports `load_model` when it is asked for, and JAX with it."""
+    """Imports `load_model` or `calibrate` when it is asked for, and JAX with it."""
     if name == "load_model":
         from terminator_jax.loading import load_model
 
         return load_model
+    if name == "calibrate":
+        from terminator_jax.layers.running import calibrate
+
+        return calibrate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ Evaluates a checkpoint of a run, the best one unless told otherwise.
     python -m terminator_jax.evaluate --config=digits
     python -m terminator_jax.evaluate --workdir=runs/digits --step=440
     python -m terminator_jax.evaluate --workdir=runs/digits --size=16
+    python -m terminator_jax.evaluate --workdir=runs/digits --statistics=batch
     python -m terminator_jax.evaluate --config=digits --config.data.eval_split=train
 """
 
@@ -21,6 +22,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_run()
     parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
     parser.add_argument("--size", default=0, type=int, help="pixels per side (default: as trained)")
+    parser.add_argument(
+        "--statistics", default="running", choices=("running", "batch"),
+        help="what standardizes: the averages of training, or the statistics of each batch, as the "
+        "published results have it (default: running)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate", action="store_true",
+        help="compute the averages anew, from the training images; for a run of an older version",
+    )  # fmt: skip
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
     if flags.step != "best" and not flags.step.isdigit():
@@ -32,8 +42,9 @@ def main(arguments: Sequence[str]) -> int:
 
     wanted = None if flags.step == "best" else int(flags.step)
     step, scores, unit, baselines = evaluation.evaluate_checkpoint(
-        workdir, wanted, overrides, flags.size or None
-    )
+        workdir, wanted, overrides, flags.size or None,
+        statistics=flags.statistics, calibrate=flags.calibrate,
+    )  # fmt: skip
     print(
         f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
         f"{scores['count']:.0f} {unit}"

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from terminator_jax.layers.running import is_calibrated, use_batch_statistics
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
 
@@ -52,7 +54,7 @@ class LoadedModel:
         """Computes the logits of images.
 
         Images are evaluated in batches of `config["eval_batch_size"]`, the last one filled up from
-        the beginning, as `python -m terminator_jax.evaluate` does.
+        the beginning. Each gets the logits that it would get alone.
 
         Args:
           images: unsigned integers, `(batch, height, width, channels)`, of the size and the kind
@@ -138,6 +140,13 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
     model_config = make_config(names["name"], names["variant"], names["options"])
     model = _build(model_config, config, variables, file)
     model.eval()
+    if not is_calibrated(model):
+        use_batch_statistics(model)
+        warnings.warn(
+            f"{file} has no running averages, so that the logits of an image depend on the others "
+            "in its batch: terminator_jax.calibrate(loaded.model, batches) computes them",
+            stacklevel=2,
+        )
     classes = tuple(json.loads(metadata["classes"]))
     return LoadedModel(model, model_config, config, classes, int(metadata["step"]))
 
@@ -200,14 +209,19 @@ def _build(
     model = nnx.eval_shape(make)
     state = nnx.state(model)
     wanted = {name: (x.shape, x.dtype) for name, x in _by_name(state).items()}
-    if wanted != {name: (x.shape, x.dtype) for name, x in variables.items()}:
+    found = {name: (x.shape, x.dtype) for name, x in variables.items()}
+    averages = {name: wanted[name] for name in _by_name(nnx.state(model, nnx.BatchStat))}
+    if wanted not in (found, found | averages):
         raise ValueError(f"{file} does not fit its own configuration: it is of another version")
-    if len(jax.tree.leaves(state)) > len(wanted):
-        # Random streams, such as those of nnx.Dropout, are not in the file.
+    if len(jax.tree.leaves(state)) > len(found):
+        # Random streams, such as those of nnx.Dropout, are not in the file, and running averages
+        # not in one of a version before they were kept.
         model = make()
     state = nnx.state(model, nnx.Not(nnx.RngState))
     for path, variable in nnx.to_flat_state(state):
-        variable.set_value(jnp.asarray(variables[".".join(map(str, path))]))
+        name = ".".join(map(str, path))
+        if name in variables:
+            variable.set_value(jnp.asarray(variables[name]))
     nnx.update(model, state)
     return model
 

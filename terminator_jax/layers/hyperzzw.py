@@ -104,6 +104,8 @@ class LocalHyperZZW(nnx.Module):
         or wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any.
+      use_running_average: whether the kernels are made from the average mean of training rather
+        than from the batch's; `train()` and `eval()` set it.
       rngs: the source of the initial values.
 
     Raises:
@@ -126,12 +128,14 @@ class LocalHyperZZW(nnx.Module):
         dtype=None,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
+        use_running_average: bool = False,
         rngs: nnx.Rngs,
     ):
         self.causal, self.dtype = causal, dtype
         self.slow_net = LocalSlowNet(
             size, channels, ndim=ndim, hidden=hidden, layers=layers, omega0=omega0, causal=causal,
-            param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
+            param_dtype=param_dtype, axis_name=axis_name,
+            use_running_average=use_running_average, rngs=rngs,
         )  # fmt: skip
 
     def __call__(self, source: jax.Array, u: jax.Array) -> jax.Array:

@@ -12,7 +12,9 @@ def _over_space(x: jax.Array, causal: bool) -> jax.Array:
     """Means `(batch, 1 …, channels)` or, causally, `(batch, length, channels)` of those so far."""
     if causal and x.ndim != 3:
         raise ValueError(f"causal needs (batch, length, channels), got {x.shape}")
-    return average(x, () if causal else tuple(range(1, x.ndim - 1)), running=1 if causal else None)
+    if causal:
+        return average(x, (), cumulative=1)
+    return average(x, tuple(range(1, x.ndim - 1)))
 
 
 def _channel_exponent(mean: jax.Array, kernel: jax.Array) -> jax.Array:

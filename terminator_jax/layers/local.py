@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.initializers import kaiming
+from terminator_jax.layers.running import moments_of
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.conv import fft_conv
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName, batch_standardize
 
 
@@ -44,6 +46,9 @@ class LocalBranches(nnx.Module):
       dtype: dtype of the computation; statistics and kernels stay in float32 or wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any.
+      length: positions of the maps; for causal statistics, which each position has its own of.
+      use_running_average: whether kernels and statistics are those of the averages of training
+        rather than of the batch; `train()` and `eval()` set it.
       rngs: the source of the initial values.
     """
 
@@ -60,13 +65,18 @@ class LocalBranches(nnx.Module):
         dtype=None,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
+        length: int | None = None,
+        use_running_average: bool = False,
         rngs: nnx.Rngs,
     ):
+        if causal and length is None:
+            raise ValueError("causal branches need the length of the sequences")
         self.branches, self.causal = tuple(branches), causal
         self.dtype, self.axis_name = dtype, axis_name
         self.slow_nets = LocalSlowNets(
             [b.size for b in branches], channels, ndim=ndim, hidden=hidden, layers=layers,
-            omega0=omega0, causal=causal, param_dtype=param_dtype, axis_name=axis_name, rngs=rngs,
+            omega0=omega0, causal=causal, param_dtype=param_dtype, axis_name=axis_name,
+            use_running_average=use_running_average, rngs=rngs,
         )  # fmt: skip
         n = len(self.branches)
         keys = jax.random.split(rngs.params(), n)
@@ -75,6 +85,10 @@ class LocalBranches(nnx.Module):
         )
         self.mixer_bias = nnx.Param(jnp.zeros((n, channels), param_dtype))
         self.scalar = nnx.Param(jnp.zeros(n, param_dtype))
+        self.averages = moments_of(
+            (length, n * channels) if causal else (n * channels,), at_least_float32(param_dtype),
+            use_running_average=use_running_average,
+        )  # fmt: skip
 
     def __call__(self, maps: Mapping[str, jax.Array], *, method: str = "auto") -> list[jax.Array]:
         """Computes one `(batch, *spatial, channels)` map per branch.
@@ -84,20 +98,24 @@ class LocalBranches(nnx.Module):
           method: of the convolutions, see `fft_conv`.
         """
         kernels = self.slow_nets([maps[b.kernel_from] for b in self.branches])
-        return [
-            self._branch(n, maps[b.applied_to], self.slow_nets.crop(kernels, n), method)
+        y = [
+            self._mix(n, maps[b.applied_to], self.slow_nets.crop(kernels, n), method)
             for n, b in enumerate(self.branches)
         ]
+        # Standardized together, which is the same: every channel has statistics of its own.
+        y = batch_standardize(
+            jnp.concatenate(y, axis=-1), causal=self.causal, axis_name=self.axis_name,
+            track=self.averages,
+        )  # fmt: skip
+        outputs = jnp.split(gelu(y), len(self.branches), axis=-1)
+        return [out + self.scalar[n].astype(out.dtype) for n, out in enumerate(outputs)]
 
-    def _branch(self, n: int, x: jax.Array, kernel: jax.Array, method: str) -> jax.Array:
+    def _mix(self, n: int, x: jax.Array, kernel: jax.Array, method: str) -> jax.Array:
+        """Convolves a map and mixes its channels."""
         padding = "causal" if self.causal else "same"
         y = fft_conv(x, kernel, correlate=True, padding=padding, method=method)
-        weight, bias, scalar = (
-            p[n].astype(y.dtype) for p in (self.mixer_weight, self.mixer_bias, self.scalar)
-        )
-        y = y @ weight + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-        y = batch_standardize(y, causal=self.causal, axis_name=self.axis_name)
-        return gelu(y) + scalar
+        weight, bias = (p[n].astype(y.dtype) for p in (self.mixer_weight, self.mixer_bias))
+        return y @ weight + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
     def kernels(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
         """Generates the kernel `(size, …, size, channels)` of each branch.

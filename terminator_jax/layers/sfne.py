@@ -14,10 +14,12 @@ from terminator_jax.layers.local import LocalBranch, LocalBranches
 from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
+from terminator_jax.layers.running import moments_of
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.fused_sfne import SFNESettings, SFNEWeights, fused_sfne
 from terminator_jax.ops.standardize import AxisName, group_standardize, instance_standardize
 
@@ -111,6 +113,8 @@ class SFNEBlock(nnx.Module):
       implementation: `"reference"` is the formula as it is written, `"fused"` the same result in
         fewer operations, `"auto"` is fused. The fused one has gradients but no forward mode:
         `jax.jvp`, `jax.hessian` and `jax.linearize` need `"reference"`.
+      use_running_average: whether what depends on the batch, its statistics and the local kernels,
+        is taken from the averages of training; `train()` and `eval()` set it.
       rngs: the source of the initial values.
 
     Raises:
@@ -139,6 +143,7 @@ class SFNEBlock(nnx.Module):
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
         implementation: str = "auto",
+        use_running_average: bool = False,
         rngs: nnx.Rngs,
     ):
         if implementation not in IMPLEMENTATIONS:
@@ -174,10 +179,15 @@ class SFNEBlock(nnx.Module):
         )  # fmt: skip
         self.local = LocalBranches(
             branches, channels, ndim=len(size), hidden=widths.local_hidden,
-            layers=widths.local_layers, omega0=omega0, causal=causal, axis_name=axis_name, **fast,
+            layers=widths.local_layers, omega0=omega0, causal=causal, axis_name=axis_name,
+            length=size[0] if causal else None, use_running_average=use_running_average, **fast,
         )  # fmt: skip
         self.bottleneck = pointwise(len(self.concat_order) * channels, factor * channels, **fast)
         self.bias = nnx.Param(jnp.zeros((), param_dtype))
+        self.averages = moments_of(
+            (*size, factor * channels) if causal else (factor * channels,),
+            at_least_float32(param_dtype), use_running_average=use_running_average,
+        )  # fmt: skip
         self.dropout = ChannelDropout(dropout, axis_name=axis_name)
 
     def __call__(
@@ -218,7 +228,10 @@ class SFNEBlock(nnx.Module):
         maps |= {f"l{n}": y for n, y in enumerate(local, start=1)}
         maps |= {f"skip{n}": self._tile(skip) for n, skip in enumerate(skips, start=1)}
         y = self.bottleneck(jnp.concatenate([maps[name] for name in self.concat_order], axis=-1))
-        y = group_standardize(y, groups=self.groups, causal=self.causal, axis_name=self.axis_name)
+        y = group_standardize(
+            y, groups=self.groups, causal=self.causal, axis_name=self.axis_name,
+            track=self.averages,
+        )  # fmt: skip
         return self.dropout(gelu(y) + self.bias[...].astype(y.dtype), rngs=rngs)
 
     def slow_nets(self) -> SlowKernels:
@@ -242,20 +255,32 @@ class SFNEBlock(nnx.Module):
 
     def _fused(self, x: jax.Array, skips: Sequence[jax.Array], kernels: SlowKernels) -> jax.Array:
         """The formula of `__call__` before dropout, in fewer operations."""
+        first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
+        weights, settings = self.fused_weights(kernels), self.fused_settings()
+        return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
+
+    def fused_weights(self, kernels: SlowKernels) -> SFNEWeights:
+        """Returns the weights as `fused_sfne` takes them."""
         rows = jnp.split(self.bottleneck.kernel[...], len(self.concat_order))
-        weights = SFNEWeights(
+        bottleneck = dict(zip(self.concat_order, rows, strict=True))
+        scalars = enumerate(self.local.scalar[...], start=1)
+        constants = [scalar * jnp.sum(bottleneck[f"l{n}"], axis=0) for n, scalar in scalars]
+        return SFNEWeights(
             *(kernels.hyper, kernels.gate, kernels.channel, kernels.spatial),
             rgus=(self.rgu1.fused_weights(), self.rgu2.fused_weights()),
             mixer=self.mixer.kernel[...], local_mixer=self.local.mixer_weight[...],
-            bottleneck=dict(zip(self.concat_order, rows, strict=True)), bias=self.bias[...],
+            local_bias=self.local.mixer_bias[...].reshape(-1), bottleneck=bottleneck,
+            output_bias=sum(constants, self.bottleneck.bias[...]), bias=self.bias[...],
         )  # fmt: skip
-        settings = SFNESettings(
+
+    def fused_settings(self) -> SFNESettings:
+        """Returns what else `fused_sfne` needs."""
+        return SFNESettings(
             self.operator, self.operator_scale, self.causal, self.groups,
             local=[branch.applied_to for branch in self.local.branches],
             local_kernels=self.local.kernels, axis_name=self.axis_name,
+            track_local=self.local.averages, track_output=self.averages,
         )  # fmt: skip
-        first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
-        return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
         expected = [(*x.shape[:1], *self.size, c) for c in (self.channels, *self.skips)]

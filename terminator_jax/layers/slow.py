@@ -18,6 +18,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
+from terminator_jax.layers.running import RunningAverages
 from terminator_jax.ops import magnet, pooling
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName, across
@@ -86,6 +87,8 @@ class LocalSlowNets(nnx.Module):
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any: the kernels depend on the
         mean over the whole batch.
+      use_running_average: whether kernels are made from the averages of training rather than from
+        the batch; `train()` and `eval()` set it.
       rngs: the source of the initial values.
 
     Raises:
@@ -107,6 +110,7 @@ class LocalSlowNets(nnx.Module):
         causal: bool = False,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
+        use_running_average: bool = False,
         rngs: nnx.Rngs,
     ):
         if not sizes or any(k < 1 or k % 2 == 0 for k in sizes):
@@ -141,6 +145,11 @@ class LocalSlowNets(nnx.Module):
         self.mix_bias = param(uniform(hidden**-0.5), n, hidden)
         self.context_weight = param(square, n, layers, hidden, hidden)
         self.context_bias = param(ones, n, layers, hidden)
+        pooled = (n, max(self.sizes) ** ndim, channels)
+        self.averages = RunningAverages(
+            pooled=jnp.zeros(pooled, at_least_float32(param_dtype)),
+            use_running_average=use_running_average,
+        )
 
     def __call__(self, sources: Sequence[jax.Array]) -> jax.Array:
         """Kernels `(K, …, K, number, channels)` from one map `(batch, *spatial, channels)` each.
@@ -155,7 +164,9 @@ class LocalSlowNets(nnx.Module):
         if self.causal:
             means = [mean[:1] for mean in means]
         grids, inside, index = _canvas(self.sizes, self.ndim)
-        pooled = across(self._pool(means), self.axis_name)
+        [pooled] = self.averages(
+            lambda: (across(self._pool(means), self.axis_name),), self.averages.pooled.shape
+        )
         net = magnet.Magnet(
             self.gabor_weight[...], self.gabor_bias[...], self.weight[...], self.bias[...],
             jnp.zeros(inside.size, self.position.dtype).at[index].set(self.position[...])

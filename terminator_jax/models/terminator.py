@@ -12,6 +12,7 @@ from flax import nnx
 from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
+from terminator_jax.layers.running import running_averages
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
 from terminator_jax.models.fields import ALL_POSITIVE, DROPOUTS, POSITIVE, Rule, check_fields
 from terminator_jax.ops import coordinates
@@ -189,8 +190,9 @@ class Terminator(nnx.Module):
       >>> jax.eval_shape(logits, jnp.ones((4, 8, 8, 1))).shape
       (4, 10)
 
-    Predictions use the batch's own statistics, as the release does, so that a sample's logits
-    depend on the batch it is in.
+    After `train()`, which is how it begins, batch statistics and local kernels are those of the
+    batch, as in the release, and their averages are kept. After `eval()` the averages are used, so
+    that a sample's logits do not depend on the batch it is in.
 
     Args:
       config: the shape of the network.
@@ -303,14 +305,17 @@ class Terminator(nnx.Module):
             )
         )  # fmt: skip
         changes = [f"operator_scale: {old.operator_scale:.4g} to {scale:.4g}"] * (scale != 1)
-        mine, new = (nnx.to_flat_state(nnx.state(m, nnx.Param)) for m in (self, model))
+        mine, new = (nnx.to_flat_state(nnx.state(m)) for m in (self, model))
         for (path, variable), (_, target) in zip(mine, new, strict=True):
             value = variable[...]
             if value.shape != target.shape:
                 changes.append(f"{'.'.join(map(str, path))}: {old.size} interpolated to {size}")
-                table = coordinates.interpolate(value.reshape(old.size), size)
-                value = table.reshape(target.shape)
+                tables = value.reshape(*old.size, -1)
+                tables = jax.vmap(coordinates.interpolate, (-1, None), -1)(tables, size)
+                value = tables.reshape(target.shape)
             target.set_value(value)
+        for there, here in zip(running_averages(model), running_averages(self), strict=True):
+            there.use_running_average = here.use_running_average
         return Resized(model, tuple(changes))
 
     def _slow_kernels(self) -> list[SlowKernels]:

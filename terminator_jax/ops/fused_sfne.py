@@ -7,6 +7,7 @@ The result is that of the formula in `layers/sfne.py`. What differs is mathemati
 - A skip that is tiled to more channels meets the sum of its copies' weights.
 - The local branches share one convolution, one mixer, one standardization and one activation.
 - What a standardization takes away again is never added: biases, and the local branches' scalars.
+  Where averages of statistics are kept, they are those of the formula, with these constants.
 
 Maps are `(channels, batch, *spatial)`, see `channels_first.py`.
 """
@@ -26,13 +27,16 @@ from terminator_jax.ops.channels_first import (
     spatial_axes,
     spatial_moments,
     to_channels_first,
+    to_channels_last,
 )
 from terminator_jax.ops.conv.per_map import convolve_per_map
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
-    across,
+    Moments,
+    Track,
     average,
+    centered,
     moments,
     normalize,
     standardize,
@@ -67,7 +71,9 @@ class SFNEWeights(NamedTuple):
       rgus: of x and of the hyper-kernel times x.
       mixer: `(C, C)`.
       local_mixer: `(branches, C, C)`.
+      local_bias: `(branches * C,)`, the biases of the local mixers.
       bottleneck: by the name of each map, `(C, λC)`.
+      output_bias: `(λC,)`, the bottleneck's bias and what it makes of the local scalars.
       bias: the scalar after the last activation.
     """
 
@@ -78,7 +84,9 @@ class SFNEWeights(NamedTuple):
     rgus: tuple[RGUWeights, RGUWeights]
     mixer: jax.Array
     local_mixer: jax.Array
+    local_bias: jax.Array
     bottleneck: Mapping[str, jax.Array]
+    output_bias: jax.Array
     bias: jax.Array
 
 
@@ -90,6 +98,8 @@ class SFNESettings:
       local: the names of the maps that each local branch convolves.
       local_kernels: from the named maps, channels first, to a kernel `(*size, C)` for each local
         branch.
+      track_local: gives the moments to use after the local mixers, see `batch_standardize`.
+      track_output: gives those to use after the bottleneck.
     """
 
     operator: str
@@ -99,6 +109,8 @@ class SFNESettings:
     local: Sequence[str]
     local_kernels: Callable[[Mapping[str, jax.Array]], Sequence[jax.Array]]
     axis_name: AxisName = None
+    track_local: Track | None = None
+    track_output: Track | None = None
 
 
 def fused_sfne(
@@ -122,7 +134,7 @@ def fused_sfne(
     operator = hyperzzw.OPERATORS[settings.operator]
     results = operator(hyper, [f, u, h], causal=settings.causal)
     o, o_u, o_h = (_scale(result, settings.operator_scale) for result in results)
-    local = _local_branches({"x": x, "u": u, "h": h}, weights.local_mixer, settings)
+    local = _local_branches({"x": x, "u": u, "h": h}, weights, settings)
     i = _interact(o, x, weights, settings)
     maps = {"local": local, "o": o, "f": f, "o_u": o_u, "s": jax.nn.silu(o), "o_h": o_h, "i": i}
     maps |= skips
@@ -131,14 +143,14 @@ def fused_sfne(
         jnp.concatenate(list(maps.values())), jnp.concatenate([rows[name] for name in maps])
     )
     y = standardize_groups(
-        y, settings.groups, batch_axis=1, channel_axis=0, running=_running(settings),
-        axis_name=settings.axis_name,
+        y, settings.groups, batch_axis=1, channel_axis=0, cumulative=_cumulative(settings),
+        axis_name=settings.axis_name, track=_track(settings.track_output, weights.output_bias),
     )  # fmt: skip
     return gelu(y) + broadcast_channels(weights.bias, y)
 
 
-def _running(settings: SFNESettings) -> int | None:
-    """The axis that statistics run along."""
+def _cumulative(settings: SFNESettings) -> int | None:
+    """The axis that statistics are cumulative along."""
     return 2 if settings.causal else None
 
 
@@ -150,8 +162,8 @@ def _space(x: jax.Array, settings: SFNESettings) -> tuple[int, ...]:
 def _standardize(x: jax.Array, settings: SFNESettings) -> jax.Array:
     """IS."""
     if settings.causal:
-        return standardize(x, (), running=_running(settings))
-    return normalize(x, *spatial_moments(x), EPSILON)
+        return standardize(x, (), cumulative=_cumulative(settings))
+    return normalize(x, *centered(*spatial_moments(x)), EPSILON)
 
 
 def _scale(x: jax.Array, scale: float) -> jax.Array:
@@ -172,26 +184,27 @@ def _rgu_pair(
 
 def _gate_channels(x: jax.Array, kernel: jax.Array, settings: SFNESettings) -> jax.Array:
     """IS of the hyper-channel interaction."""
-    mean, square = moments(x, _space(x, settings), running=_running(settings))
+    mean, square = moments(x, _space(x, settings), cumulative=_cumulative(settings))
+    _, variance = centered(mean, square)
     gate = jax.nn.sigmoid(hyperzzw.quadratic_gate(mean, broadcast_channels(kernel, mean)))
     if settings.causal:
         return _standardize(x * gate.astype(x.dtype), settings)
     # One gate for each sample and channel, so IS(g x) needs the statistics of x alone.
-    return normalize(x, mean, square, EPSILON, gate=gate)
+    return normalize(x, mean, variance, EPSILON, gate=gate)
 
 
 def _interact(
     o: jax.Array, x: jax.Array, weights: SFNEWeights, settings: SFNESettings
 ) -> jax.Array:
     """The hyper interaction of (o, x)."""
-    mean = average(o, _space(o, settings), running=_running(settings))
+    mean = average(o, _space(o, settings), cumulative=_cumulative(settings))
     channel = hyperzzw.quadratic_gate(mean, broadcast_channels(weights.channel, mean))
     spatial = hyperzzw.quadratic_gate(average(o, (0,)), weights.spatial[None, None])
     return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)
 
 
 def _local_branches(
-    maps: Mapping[str, jax.Array], mixer: jax.Array, settings: SFNESettings
+    maps: Mapping[str, jax.Array], weights: SFNEWeights, settings: SFNESettings
 ) -> jax.Array:
     """All local branches, one after the other along the channels."""
     kernels = [to_channels_first(kernel)[:, None] for kernel in settings.local_kernels(maps)]
@@ -199,9 +212,31 @@ def _local_branches(
     sources = [maps[name] for name in settings.local]
     y = convolve_per_map(sources, kernels, padding=padding, correlate=True)
     branches = y.reshape(len(kernels), -1, *y.shape[1:])
-    y = jax.vmap(pointwise)(branches, mixer).reshape(y.shape)
-    statistics = moments(y, (1, *_space(y, settings)), running=_running(settings))
-    return gelu(normalize(y, *across(statistics, settings.axis_name), EPSILON))
+    y = jax.vmap(pointwise)(branches, weights.local_mixer).reshape(y.shape)
+    y = standardize(
+        y, (1, *_space(y, settings)), cumulative=_cumulative(settings),
+        axis_name=settings.axis_name, track=_track(settings.track_local, weights.local_bias),
+    )  # fmt: skip
+    return gelu(y)
+
+
+def _track(track: Track | None, bias: jax.Array) -> Track | None:
+    """Tracks the moments that a map has in the formula: channels last, and with its bias."""
+    if track is None:
+        return None
+
+    def tracked(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
+        constant = bias.reshape((1,) * (len(shape) - 1) + (-1,))
+
+        def of_formula() -> Moments:
+            mean, variance = map(to_channels_last, of_batch())
+            return mean + constant.astype(mean.dtype), variance
+
+        mean, variance = track(of_formula, (*shape[1:], shape[0]))
+        mean = mean - constant.astype(mean.dtype)
+        return to_channels_first(mean), to_channels_first(variance)
+
+    return tracked
 
 
 def _rows(

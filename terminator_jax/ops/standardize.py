@@ -1,11 +1,13 @@
-"""Standardization by the batch's own statistics: no affine, no running averages.
+"""Standardization without parameters.
 
 BS over batch and space, IS over space, G-IBS each for every other group of channels.
 
 Statistics are the biased ones, in float32 or wider, from one pass over the map (the mean and the
-mean of squares together). Causal ones run along a sequence: at each position they are those of the
-positions so far.
+mean of squares together). Causal ones are cumulative along a sequence: at each position they are
+those of the positions so far. They are the batch's own, unless `track` gives others.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +17,37 @@ from terminator_jax.ops.dtypes import at_least_float32
 
 EPSILON = 1e-5
 AxisName = str | tuple[str, ...] | None
+# Mean and variance.
+Moments = tuple[jax.Array, jax.Array]
+# Gives the moments to use, from a function that computes those of the batch and from their shape.
+Track = Callable[[Callable[[], Moments], tuple[int, ...]], Moments]
 
 
-def average(x: jax.Array, axes: tuple[int, ...], *, running: int | None = None) -> jax.Array:
+def average(x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = None) -> jax.Array:
     """Mean over `axes` (kept, with length 1), in float32 or wider.
 
-    Along the axis `running`, if there is one, each position gets the mean of those so far.
+    Along the axis `cumulative`, if there is one, each position gets the mean of those so far.
 
     Example:
-      >>> print(average(jnp.array([[2.0, 4.0, 6.0]]), (), running=1))
+      >>> print(average(jnp.array([[2.0, 4.0, 6.0]]), (), cumulative=1))
       [[2. 3. 4.]]
     """
     wide = at_least_float32(x.dtype)
     mean = jnp.mean(x, axes, dtype=wide, keepdims=True)
-    if running is None:
+    if cumulative is None:
         return mean
-    count = jnp.arange(1, x.shape[running] + 1, dtype=wide)
+    count = jnp.arange(1, x.shape[cumulative] + 1, dtype=wide)
     shape = [1] * x.ndim
-    shape[running] = -1
-    return jnp.cumsum(mean, running) / count.reshape(shape)
+    shape[cumulative] = -1
+    return jnp.cumsum(mean, cumulative) / count.reshape(shape)
 
 
 def moments(
-    x: jax.Array, axes: tuple[int, ...], *, running: int | None = None
+    x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and mean of squares, each as `average` has it."""
     x = x.astype(at_least_float32(x.dtype))
-    return average(x, axes, running=running), average(x * x, axes, running=running)
+    return average(x, axes, cumulative=cumulative), average(x * x, axes, cumulative=cumulative)
 
 
 def across(statistics, axis_name: AxisName):
@@ -49,10 +55,20 @@ def across(statistics, axis_name: AxisName):
     return statistics if axis_name is None else jax.lax.pmean(statistics, axis_name)
 
 
+def centered(mean: jax.Array, square: jax.Array) -> Moments:
+    """Computes mean and variance from mean and mean square.
+
+    Example:
+      >>> print(*centered(jnp.array(2.0), jnp.array(5.0)))
+      2.0 1.0
+    """
+    return mean, square - mean * mean
+
+
 def normalize(
     x: jax.Array,
     mean: jax.Array,
-    square: jax.Array,
+    variance: jax.Array,
     epsilon: float,
     *,
     gate: jax.Array | None = None,
@@ -62,11 +78,10 @@ def normalize(
     Args:
       x: the map.
       mean: its mean, of a shape that broadcasts to that of `x`.
-      square: its mean square, in the shape of `mean`.
+      variance: its variance, in the shape of `mean`.
       epsilon: ε.
       gate: in the shape of `mean`; the result is then that of `gate · x`.
     """
-    variance = square - mean * mean
     if gate is None:
         scale = rsqrt_clamped(variance + epsilon, epsilon)
     else:
@@ -88,13 +103,18 @@ def standardize(
     x: jax.Array,
     axes: tuple[int, ...],
     *,
-    running: int | None = None,
+    cumulative: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
+    track: Track | None = None,
 ) -> jax.Array:
     """Computes a map with zero mean and unit variance over `axes`, in any layout."""
-    statistics = across(moments(x, axes, running=running), axis_name)
-    return normalize(x, *statistics, epsilon)
+
+    def of_batch() -> Moments:
+        return centered(*across(moments(x, axes, cumulative=cumulative), axis_name))
+
+    shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
+    return normalize(x, *(track(of_batch, shape) if track else of_batch()), epsilon)
 
 
 def standardize_groups(
@@ -103,22 +123,27 @@ def standardize_groups(
     *,
     batch_axis: int,
     channel_axis: int,
-    running: int | None = None,
+    cumulative: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
+    track: Track | None = None,
 ) -> jax.Array:
     """Computes G-IBS in any layout; the other axes are space. See `group_standardize`."""
     channels = x.shape[channel_axis]
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
-    axes = range(x.ndim)
-    space = {*axes} - {axes[batch_axis], axes[channel_axis], running}
-    instance = moments(x, tuple(space), running=running)
-    batch = across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name)
-    shape = [1] * x.ndim
-    shape[channel_axis] = channels
-    use_batch = (np.arange(channels) // (channels // groups) % 2 == 0).reshape(shape)
-    chosen = [jnp.where(use_batch, b, i) for b, i in zip(batch, instance, strict=True)]
+    batch_axis, channel_axis = batch_axis % x.ndim, channel_axis % x.ndim
+    space = {*range(x.ndim)} - {batch_axis, channel_axis, cumulative}
+    instance = moments(x, tuple(space), cumulative=cumulative)
+
+    def of_batch() -> Moments:
+        return centered(*across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name))
+
+    shape = tuple(n if axis in (channel_axis, cumulative) else 1 for axis, n in enumerate(x.shape))
+    batch = track(of_batch, shape) if track else of_batch()
+    by_batch = np.arange(channels) // (channels // groups) % 2 == 0
+    by_batch = by_batch.reshape([-1 if axis == channel_axis else 1 for axis in range(x.ndim)])
+    chosen = [jnp.where(by_batch, b, i) for b, i in zip(batch, centered(*instance), strict=True)]
     return normalize(x, *chosen, epsilon)
 
 
@@ -137,9 +162,9 @@ def instance_standardize(
       >>> bool(jnp.allclose(y.mean((1, 2)), 0, atol=1e-5))
       True
     """
-    running = _check(x, causal)
+    cumulative = _check(x, causal)
     axes = () if causal else tuple(range(1, x.ndim - 1))
-    return standardize(x, axes, running=running, epsilon=epsilon)
+    return standardize(x, axes, cumulative=cumulative, epsilon=epsilon)
 
 
 def batch_standardize(
@@ -148,6 +173,7 @@ def batch_standardize(
     causal: bool = False,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
+    track: Track | None = None,
 ) -> jax.Array:
     """BS: zero mean and unit variance over batch and space, per channel.
 
@@ -155,10 +181,13 @@ def batch_standardize(
       x: `(batch, *spatial, channels)`.
       causal: for sequences: by the statistics of the positions so far.
       axis_name: the mapped axis over which the batch is split, if any.
+      track: gives the moments to use, such as `RunningAverages`; by default the batch's own.
     """
-    running = _check(x, causal)
+    cumulative = _check(x, causal)
     axes = (0,) if causal else tuple(range(x.ndim - 1))
-    return standardize(x, axes, running=running, epsilon=epsilon, axis_name=axis_name)
+    return standardize(
+        x, axes, cumulative=cumulative, epsilon=epsilon, axis_name=axis_name, track=track
+    )
 
 
 def group_standardize(
@@ -168,6 +197,7 @@ def group_standardize(
     causal: bool = False,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
+    track: Track | None = None,
 ) -> jax.Array:
     """G-IBS: even channel groups standardized over the batch (BS), odd ones per sample (IS).
 
@@ -175,14 +205,15 @@ def group_standardize(
       x: `(batch, *spatial, channels)`; channels are cut into `groups` equal runs, in order.
       causal: for sequences: by the statistics of the positions so far.
       axis_name: the mapped axis over which the batch is split, if any.
+      track: gives the moments of the batch to use, see `batch_standardize`.
 
     Raises:
       ValueError: if the channels do not divide into the groups.
     """
-    running = _check(x, causal)
+    cumulative = _check(x, causal)
     return standardize_groups(
-        x, groups, batch_axis=0, channel_axis=-1, running=running, epsilon=epsilon,
-        axis_name=axis_name,
+        x, groups, batch_axis=0, channel_axis=-1, cumulative=cumulative, epsilon=epsilon,
+        axis_name=axis_name, track=track,
     )  # fmt: skip
 
 

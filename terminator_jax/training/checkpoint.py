@@ -109,9 +109,24 @@ class Checkpoints:
             abstract_state: the shapes and dtypes of the state; arrays will do.
             sharding: where to put each array.
 
+        Returns:
+            The state, and the position. A checkpoint of a version that kept no running averages
+            gives a state whose `model_state` is empty.
+
         Raises:
             InputError: if the checkpoint is of a state of another structure.
         """
+        try:
+            return self._restore(step, abstract_state, sharding)
+        except InputError:
+            if not jax.tree.leaves(abstract_state.model_state):
+                raise
+            without = abstract_state._replace(model_state={})
+            return self._restore(step, without, sharding)
+
+    def _restore(
+        self, step: int, abstract_state: TrainState, sharding: jax.sharding.Sharding
+    ) -> tuple[TrainState, dict[str, Any]]:
         wanted = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             _to_disk(abstract_state),

@@ -7,9 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
 from terminator_jax import loading
 from terminator_jax.data import pipeline
 from terminator_jax.errors import InputError
+from terminator_jax.layers import running
+from terminator_jax.layers.running import is_calibrated
 from terminator_jax.training import config as configs
 from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.metrics import Scalars, weighted_means
@@ -17,7 +24,7 @@ from terminator_jax.training.parallel import process_shard
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import ravel, split_model
 from terminator_jax.training.step import make_eval_step
-from terminator_jax.training.tasks import Task, make_task
+from terminator_jax.training.tasks import ImageClassification, Task, make_task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
 CHECKPOINT_FIELDS = ("model.", "optimizer.")
@@ -39,13 +46,17 @@ class Evaluation(NamedTuple):
     baselines: Scalars
 
 
-def make_evaluate(run: Run) -> Callable[[], Scalars]:
-    """Returns a function that evaluates the run's state: `loss`, `accuracy`, … and `count`.
+def make_evaluate(run: Run, statistics: str = "running") -> Callable[[], Scalars]:
+    """Returns a function that evaluates the run's state: `loss`, `accuracy` and so on, and `count`.
 
-    Every example counts once. Batches are in order and of one size, because a prediction depends on
-    its batch: another `config.eval_batch_size` gives slightly different results.
+    Every example counts once. Batches are in order and of one size, so that with the statistics of
+    the batch a result can be repeated.
+
+    Args:
+        run: the run.
+        statistics: see `make_eval_step`.
     """
-    eval_step = run.parallel.compile(make_eval_step(run.task, run.model_def))
+    eval_step = run.parallel.compile(make_eval_step(run.task, run.model_def, statistics))
 
     def evaluate() -> Scalars:
         size = run.config.eval_batch_size
@@ -62,6 +73,9 @@ def evaluate_checkpoint(
     step: int | None = None,
     overrides: Sequence[str] = (),
     size: int | None = None,
+    *,
+    statistics: str = "running",
+    calibrate: bool = False,
 ) -> Evaluation:
     """Evaluates a checkpoint with the configuration that is kept beside it.
 
@@ -70,6 +84,9 @@ def evaluate_checkpoint(
         step: which checkpoint; None for the best.
         overrides: flags such as `--config.data.eval_split=train`.
         size: pixels per side of images and model, if not those that it was trained with.
+        statistics: the `"running"` averages of training, or those of the `"batch"`.
+        calibrate: whether running averages are computed anew, from the training images. The model
+            for `load_model` is then written with them.
 
     Raises:
         InputError: if there is no such run or checkpoint, or a flag is wrong.
@@ -82,20 +99,49 @@ def evaluate_checkpoint(
     checkpoints, chosen = open_checkpoint(workdir, step, make_task(config))
     run = make_run(config)
     run.restore(checkpoints, chosen)
-    if step is None and not (workdir / loading.FILE_NAME).exists():
-        with contextlib.suppress(OSError):  # a run that can only be read is evaluated all the same
-            dataclasses.replace(run, config=saved).save_model(workdir, chosen)
     if size is not None:
         run = _resized(run, size)
+    if calibrate:
+        _calibrate(run)
+    elif statistics == "running" and not is_calibrated(_model(run)):
+        raise InputError(
+            f"the checkpoint of step {chosen} has no running averages: add --calibrate, which "
+            "computes them from the training images, or --statistics=batch"
+        )
+    missing = not (workdir / loading.FILE_NAME).exists()
+    if step is None and size is None and (missing or calibrate):
+        with contextlib.suppress(OSError):  # a run that can only be read is evaluated all the same
+            dataclasses.replace(run, config=saved).save_model(workdir, chosen)
     baselines = run.task.baselines(run.train_data, run.eval_data)
     if config.data.in_memory:
         run.eval_data = run.eval_data.load()
-    return Evaluation(chosen, make_evaluate(run)(), run.task.unit_of_evaluation, baselines)
+    return Evaluation(
+        chosen, make_evaluate(run, statistics)(), run.task.unit_of_evaluation, baselines
+    )
+
+
+def _model(run: Run) -> nnx.Module:
+    """Returns the run's model in the memory of this process."""
+    model_state = jax.device_get(run.state.model_state)
+    return run.model_def.merge(run.named_parameters(), model_state)
+
+
+def _calibrate(run: Run) -> None:
+    """Replaces the model's running averages by those of the training images, not augmented."""
+    if not isinstance(run.task, ImageClassification):
+        raise InputError("--calibrate is for models of images: leave it away")
+    size = min(run.config.batch_size, len(run.train_data))
+    steps = range(len(run.train_data) // size)
+    batches = (run.train_data.read(np.arange(n * size, (n + 1) * size)) for n in steps)
+    model = jax.tree.map(jnp.asarray, _model(run))
+    running.calibrate(model, (run.task.inputs(batch["image"]) for batch in batches))
+    _, _, model_state = split_model(model)
+    run.state = run.state._replace(model_state=run.parallel.replicate(model_state))
 
 
 def _resized(run: Run, size: int) -> Run:
     """Returns the run with `size` pixels per side; says on stderr what changes in the model."""
-    model = run.model_def.merge(run.named_parameters(), run.state.model_state)
+    model = _model(run)
     if run.config.data.sequence or not hasattr(model, "resized"):
         raise InputError("--size is for models of pictures that have a `resized`: leave it away")
     model, changes = model.resized((size, size))

@@ -93,6 +93,8 @@ class Run:
         abstract = self.state._replace(params=self.model_def.params)
         state, position = checkpoints.restore(step, abstract, self.parallel.replicated)
         params = ravel(jax.device_get(state.params))
+        if not jax.tree.leaves(state.model_state):
+            state = state._replace(model_state=self.state.model_state)
         self.state = self.parallel.replicate(state._replace(params=params))
         return position
 

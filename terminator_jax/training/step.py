@@ -6,6 +6,7 @@ import jax
 import optax
 from flax import nnx
 
+from terminator_jax.layers.running import use_batch_statistics
 from terminator_jax.ops.standardize import across
 from terminator_jax.training.state import ModelDef, TrainState, ravel, split_model
 from terminator_jax.training.tasks import Batch, Metrics, Task
@@ -62,12 +63,22 @@ def _own_streams(key: jax.Array, axis_name: str | None) -> jax.Array:
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
 
-def make_eval_step(task: Task, model_def: ModelDef) -> Callable[[TrainState, Batch], Metrics]:
-    """Returns a function `(state, batch) -> sums over the batch` for `jax.jit` or `jax.pmap`."""
+def make_eval_step(
+    task: Task, model_def: ModelDef, statistics: str = "running"
+) -> Callable[[TrainState, Batch], Metrics]:
+    """Returns a function `(state, batch) -> sums over the batch` for `jax.jit` or `jax.pmap`.
+
+    Args:
+        task: the metrics.
+        model_def: the model without its variables.
+        statistics: `"running"` averages of training, or those of the `"batch"`.
+    """
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         model = model_def.merge(model_def.unravel(state.params), state.model_state)
         model.eval()
+        if statistics == "batch":
+            use_batch_statistics(model)
         sums = task.eval_step(model, batch)
         return sums if task.axis_name is None else jax.lax.psum(sums, task.axis_name)
 

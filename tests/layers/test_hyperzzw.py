@@ -67,14 +67,14 @@ def test_local_correlates_with_the_kernel_of_the_source(x64, ndim, size):
 @pytest.mark.parametrize("make", [make_global, make_local])
 def test_every_parameter_and_both_maps_have_gradients(x64, make):
     layer, (x, u) = make(param_dtype=jnp.float64), maps((4, 4))
-    graph, params = nnx.split(layer, nnx.Param)
+    graph, params, other = nnx.split(layer, nnx.Param, ...)
     w = normal(*u.shape, seed=3)
 
     @jax.jit
     @jax.grad
     def gradients(args):
         params, x, u = args
-        return jnp.sum(w * nnx.merge(graph, params)(x, u))
+        return jnp.sum(w * nnx.merge(graph, params, other)(x, u))
 
     for path, grad in jax.tree.leaves_with_path(gradients((params, x, u))):
         assert np.isfinite(grad).all(), path

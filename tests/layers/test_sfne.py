@@ -46,14 +46,14 @@ CASES = {
 def test_follows_the_reference(x64, case):
     """Outputs, and gradients of every parameter and every map."""
     block = make(**CASES[case], param_dtype=jnp.float64)
-    graph, params = nnx.split(block, nnx.Param)
+    graph, params, other = nnx.split(block, nnx.Param, ...)
     maps = [normal(2, *block.size, c, seed=c) for c in (block.channels, *block.skips)]
     w = normal(2, *block.size, len(block.bottleneck.bias), seed=9)
 
     def run(implementation):
         def loss(params, maps):
             rngs = nnx.Rngs(dropout=jax.random.key(1))
-            block = nnx.merge(graph, params)
+            block = nnx.merge(graph, params, other)
             block.implementation = implementation
             out = block(*maps[:1], maps[1:], rngs=rngs)
             return jnp.sum(w * out), out
@@ -180,10 +180,10 @@ def test_the_program_that_users_run(optimized, dtype, bound):
         )  # fmt: skip
 
     def run(block, maps):
-        graph, params = nnx.split(block, nnx.Param)
+        graph, params, other = nnx.split(block, nnx.Param, ...)
 
         def loss(params, maps):
-            out = nnx.merge(graph, params)(maps[0], maps[1:])
+            out = nnx.merge(graph, params, other)(maps[0], maps[1:])
             return jnp.sum(out.astype(params.bias.dtype) * w), out
 
         (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, maps)

@@ -24,12 +24,12 @@ def result(golden):
     """Losses, outputs, gradients and the Kar3 trajectory, computed once."""
     with jax.enable_x64(True):
         model = terminator_from_release(golden.param, param_dtype=jnp.float64)
-        graph, params = nnx.split(model, nnx.Param)
+        graph, params, other = nnx.split(model, nnx.Param, ...)
         factors = model.config.factors
         labels = jnp.asarray(golden.input["labels"])
 
         def loss(params, x):
-            logits, inter = nnx.merge(graph, params)(x, intermediates=True)
+            logits, inter = nnx.merge(graph, params, other)(x, intermediates=True)
             parts = dict(
                 label_smoothing=losses.label_smoothing(logits, labels),
                 slow_neural=losses.slow_neural(inter.hyper_kernels, factors),

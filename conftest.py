@@ -1,20 +1,28 @@
 """What all tests share: strict settings, float64 where a test asks for it, several devices."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 # Before JAX is imported: a broadcast between arrays of different rank must be written out.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+# One cache of compiled programs for all processes of a test run: many compile the same ones.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="terminator-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
 import pytest
 from absl import flags
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent
 
 # grain's worker processes read absl flags, which only a command parses.
 flags.FLAGS.mark_as_parsed()
@@ -30,6 +38,13 @@ def unoptimized():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True)
+def _doctests_compile_quickly(request):
+    """An example shows what is computed."""
+    if isinstance(request.node, pytest.DoctestItem):
+        request.getfixturevalue("unoptimized")
 
 
 @pytest.fixture

@@ -1,0 +1,133 @@
+"""Averages of batch statistics, kept in training and used in evaluation."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Statistics = tuple[jax.Array, ...]
+
+
+class RunningAverages(nnx.Module):
+    """Keeps averages of a layer's batch statistics, as `nnx.BatchNorm` does.
+
+    In training, after `train()`, a call returns the statistics of the batch and adds them to the
+    averages. In evaluation, after `eval()`, it returns the averages. The n-th batch counts `1 / n`
+    at first, so that averages need no bias correction, and `1 - momentum` later.
+
+    Example:
+      >>> averages = RunningAverages(mean=jnp.zeros(3))
+      >>> for value in (1.0, 3.0):
+      ...     _ = averages(lambda value=value: (jnp.full(3, value),), (3,))
+      >>> averages.eval()
+      >>> print(*averages(lambda: None, (1, 3)))
+      [[2. 2. 2.]]
+
+    Args:
+      momentum: share of the averages that one batch leaves; 1 for the plain average of all batches.
+      use_running_average: whether it begins in evaluation mode.
+      initial: the initial value of each average, by its name.
+    """
+
+    def __init__(
+        self, *, momentum: float = 0.99, use_running_average: bool = False, **initial: jax.Array
+    ):
+        self.momentum, self.use_running_average = momentum, use_running_average
+        self.names = tuple(initial)
+        # Of a floating-point type, so that gradients by a layer's whole state can be taken.
+        self.count = nnx.BatchStat(jnp.zeros((), jnp.float32))
+        for name, value in initial.items():
+            setattr(self, name, nnx.BatchStat(value))
+
+    def __call__(self, compute: Callable[[], Statistics], shape: tuple[int, ...]) -> Statistics:
+        """Returns the statistics to use.
+
+        Args:
+          compute: computes those of the batch; not called in evaluation.
+          shape: of each statistic; the averages have the same number of values.
+        """
+        averages = [getattr(self, name) for name in self.names]
+        if self.use_running_average:
+            return tuple(average[...].reshape(shape) for average in averages)
+        statistics = compute()
+        count = self.count[...] + 1
+        for average, value in zip(averages, statistics, strict=True):
+            old, new = average[...], jax.lax.stop_gradient(value).reshape(average.shape)
+            weight = jnp.maximum(1 / count.astype(old.dtype), 1 - self.momentum)
+            average.set_value(old + weight * (new.astype(old.dtype) - old))
+        self.count.set_value(count)
+        return statistics
+
+    def reset(self) -> None:
+        """Forgets the batches so far: the next one counts fully."""
+        self.count.set_value(jnp.zeros_like(self.count[...]))
+
+
+def moments_of(shape: tuple[int, ...], dtype, **options) -> RunningAverages:
+    """Returns running averages of a mean and a variance.
+
+    Example:
+      >>> moments_of((3,), jnp.float32).names
+      ('mean', 'var')
+    """
+    return RunningAverages(mean=jnp.zeros(shape, dtype), var=jnp.ones(shape, dtype), **options)
+
+
+def running_averages(model: nnx.Module) -> list[RunningAverages]:
+    """Returns the running averages in a model."""
+    return [m for _, m in nnx.iter_modules(model) if isinstance(m, RunningAverages)]
+
+
+def is_calibrated(model: nnx.Module) -> bool:
+    """Returns whether all running averages in a model have seen a batch."""
+    return all(bool(averages.count[...] > 0) for averages in running_averages(model))
+
+
+def use_batch_statistics(model: nnx.Module) -> None:
+    """Makes a model use the statistics of the batch, in evaluation too, as the release does.
+
+    `model.eval()` takes it back.
+    """
+    for averages in running_averages(model):
+        averages.use_running_average = False
+
+
+def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
+    """Computes a model's running averages anew, in one pass over batches, and calls `eval()`.
+
+    For weights that were trained or imported without them. Nothing is dropped and no other
+    variable changes.
+
+    Args:
+      model: a model that is called with one array; it is changed.
+      batches: what the model is called with, such as `(batch, *size, channels)`. Batches of the
+        size that it was trained with serve best.
+
+    Raises:
+      ValueError: if there are no batches.
+
+    Example:
+      >>> from terminator_jax.layers import LocalHyperZZW
+      >>> layer = LocalHyperZZW(3, 4, hidden=3, rngs=nnx.Rngs(0))
+      >>> calibrate(layer.slow_net, [jnp.ones((2, 4, 4, 4)), 3 * jnp.ones((2, 4, 4, 4))])
+      >>> float(layer.slow_net.averages.pooled[0, 0, 0])
+      2.0
+
+    Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3.
+    """
+    model.eval()
+    use_batch_statistics(model)
+    momenta = {}
+    for averages in running_averages(model):
+        averages.reset()
+        momenta[averages], averages.momentum = averages.momentum, 1.0
+    apply = nnx.jit(lambda model, x: model(x))
+    number = 0
+    for number, batch in enumerate(batches, start=1):  # noqa: B007
+        apply(model, batch)
+    for averages, momentum in momenta.items():
+        averages.momentum = momentum
+    model.eval()
+    if not number:
+        raise ValueError("there are no batches to compute running averages from")
