@@ -10,23 +10,13 @@ Statistics = tuple[jax.Array, ...]
 
 
 class RunningAverages(nnx.Module):
-    """Keeps averages of a layer's batch statistics, as `nnx.BatchNorm` does.
+    """Averages of a layer's batch statistics, kept as `nnx.BatchNorm` keeps its own.
 
-    In training, after `train()`, a call returns the statistics of the batch and adds them to the
-    averages. In evaluation, after `eval()`, it returns the averages. The n-th batch counts `1 / n`
-    at first, so that averages need no bias correction, and `1 - momentum` later.
-
-    Example:
-      >>> averages = RunningAverages(mean=jnp.zeros(3))
-      >>> for value in (1.0, 3.0):
-      ...     _ = averages(lambda value=value: (jnp.full(3, value),), (3,))
-      >>> averages.eval()
-      >>> print(*averages(lambda: None, (1, 3)))
-      [[2. 2. 2.]]
+    `track` reads and updates them.
 
     Args:
       momentum: share of the averages that one batch leaves; 1 for the plain average of all batches.
-      use_running_average: whether it begins in evaluation mode.
+      use_running_average: whether it begins in evaluation mode; `train()` and `eval()` set it.
       initial: the initial value of each average, by its name.
     """
 
@@ -40,28 +30,40 @@ class RunningAverages(nnx.Module):
         for name, value in initial.items():
             setattr(self, name, nnx.BatchStat(value))
 
-    def __call__(self, compute: Callable[[], Statistics], shape: tuple[int, ...]) -> Statistics:
-        """Returns the statistics to use.
 
-        Args:
-          compute: computes those of the batch; not called in evaluation.
-          shape: of each statistic; the averages have the same number of values.
-        """
-        averages = [getattr(self, name) for name in self.names]
-        if self.use_running_average:
-            return tuple(average[...].reshape(shape) for average in averages)
-        statistics = compute()
-        count = self.count[...] + 1
-        for average, value in zip(averages, statistics, strict=True):
-            old, new = average[...], jax.lax.stop_gradient(value).reshape(average.shape)
-            weight = jnp.maximum(1 / count.astype(old.dtype), 1 - self.momentum)
-            average.set_value(old + weight * (new.astype(old.dtype) - old))
-        self.count.set_value(count)
-        return statistics
+def track(
+    averages: RunningAverages, compute: Callable[[], Statistics], shape: tuple[int, ...]
+) -> Statistics:
+    """Returns the statistics to use.
 
-    def reset(self) -> None:
-        """Forgets the batches so far: the next one counts fully."""
-        self.count.set_value(jnp.zeros_like(self.count[...]))
+    In training these are those of the batch, which are added to the averages. The n-th batch counts
+    `1 / n` at first, so that averages need no bias correction, and `1 - momentum` later. In
+    evaluation they are the averages.
+
+    Args:
+      averages: of the layer.
+      compute: computes the statistics of the batch; not called in evaluation.
+      shape: of each statistic; the averages have the same number of values.
+
+    Example:
+      >>> averages = RunningAverages(mean=jnp.zeros(3))
+      >>> for value in (1.0, 3.0):
+      ...     _ = track(averages, lambda value=value: (jnp.full(3, value),), (3,))
+      >>> averages.eval()
+      >>> print(*track(averages, lambda: None, (1, 3)))
+      [[2. 2. 2.]]
+    """
+    kept = [getattr(averages, name) for name in averages.names]
+    if averages.use_running_average:
+        return tuple(average[...].reshape(shape) for average in kept)
+    statistics = compute()
+    count = averages.count[...] + 1
+    for average, value in zip(kept, statistics, strict=True):
+        old, new = average[...], jax.lax.stop_gradient(value).reshape(average.shape)
+        weight = jnp.maximum(1 / count.astype(old.dtype), 1 - averages.momentum)
+        average.set_value(old + weight * (new.astype(old.dtype) - old))
+    averages.count.set_value(count)
+    return statistics
 
 
 def moments_of(shape: tuple[int, ...], dtype, **options) -> RunningAverages:
@@ -120,7 +122,7 @@ def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
     use_batch_statistics(model)
     momenta = {}
     for averages in running_averages(model):
-        averages.reset()
+        averages.count.set_value(jnp.zeros_like(averages.count[...]))  # the next counts fully
         momenta[averages], averages.momentum = averages.momentum, 1.0
     apply = nnx.jit(lambda model, x: model(x))
     number = 0

@@ -1,6 +1,7 @@
 """The slow-fast neural encoding block (SFNE): its formula is `SFNEBlock.__call__`."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from terminator_jax.layers.local import LocalBranch, LocalBranches
 from terminator_jax.layers.magnet import OMEGA0, evaluate
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
-from terminator_jax.layers.running import moments_of
+from terminator_jax.layers.running import moments_of, track
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.activation import gelu
@@ -230,7 +231,7 @@ class SFNEBlock(nnx.Module):
         y = self.bottleneck(jnp.concatenate([maps[name] for name in self.concat_order], axis=-1))
         y = group_standardize(
             y, groups=self.groups, causal=self.causal, axis_name=self.axis_name,
-            track=self.averages,
+            track=functools.partial(track, self.averages),
         )  # fmt: skip
         return self.dropout(gelu(y) + self.bias[...].astype(y.dtype), rngs=rngs)
 
@@ -256,34 +257,37 @@ class SFNEBlock(nnx.Module):
     def _fused(self, x: jax.Array, skips: Sequence[jax.Array], kernels: SlowKernels) -> jax.Array:
         """The formula of `__call__` before dropout, in fewer operations."""
         first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
-        weights, settings = self.fused_weights(kernels), self.fused_settings()
+        weights, settings = fused_weights(self, kernels), fused_settings(self)
         return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
-
-    def fused_weights(self, kernels: SlowKernels) -> SFNEWeights:
-        """Returns the weights as `fused_sfne` takes them."""
-        rows = jnp.split(self.bottleneck.kernel[...], len(self.concat_order))
-        bottleneck = dict(zip(self.concat_order, rows, strict=True))
-        scalars = enumerate(self.local.scalar[...], start=1)
-        constants = [scalar * jnp.sum(bottleneck[f"l{n}"], axis=0) for n, scalar in scalars]
-        return SFNEWeights(
-            *(kernels.hyper, kernels.gate, kernels.channel, kernels.spatial),
-            rgus=(self.rgu1.fused_weights(), self.rgu2.fused_weights()),
-            mixer=self.mixer.kernel[...], local_mixer=self.local.mixer_weight[...],
-            local_bias=self.local.mixer_bias[...].reshape(-1), bottleneck=bottleneck,
-            output_bias=sum(constants, self.bottleneck.bias[...]), bias=self.bias[...],
-        )  # fmt: skip
-
-    def fused_settings(self) -> SFNESettings:
-        """Returns what else `fused_sfne` needs."""
-        return SFNESettings(
-            self.operator, self.operator_scale, self.causal, self.groups,
-            local=[branch.applied_to for branch in self.local.branches],
-            local_kernels=self.local.kernels, axis_name=self.axis_name,
-            track_local=self.local.averages, track_output=self.averages,
-        )  # fmt: skip
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
         expected = [(*x.shape[:1], *self.size, c) for c in (self.channels, *self.skips)]
         found = [x.shape, *(skip.shape for skip in skips)]
         if found != expected:
             raise ValueError(f"expected x and skips of shapes {expected}, got {found}")
+
+
+def fused_weights(block: SFNEBlock, kernels: SlowKernels) -> SFNEWeights:
+    """Returns a block's weights as `fused_sfne` takes them."""
+    rows = jnp.split(block.bottleneck.kernel[...], len(block.concat_order))
+    bottleneck = dict(zip(block.concat_order, rows, strict=True))
+    scalars = enumerate(block.local.scalar[...], start=1)
+    constants = [scalar * jnp.sum(bottleneck[f"l{n}"], axis=0) for n, scalar in scalars]
+    return SFNEWeights(
+        *(kernels.hyper, kernels.gate, kernels.channel, kernels.spatial),
+        rgus=(block.rgu1.fused_weights(), block.rgu2.fused_weights()),
+        mixer=block.mixer.kernel[...], local_mixer=block.local.mixer_weight[...],
+        local_bias=block.local.mixer_bias[...].reshape(-1), bottleneck=bottleneck,
+        output_bias=sum(constants, block.bottleneck.bias[...]), bias=block.bias[...],
+    )  # fmt: skip
+
+
+def fused_settings(block: SFNEBlock) -> SFNESettings:
+    """Returns what else `fused_sfne` needs of a block."""
+    return SFNESettings(
+        block.operator, block.operator_scale, block.causal, block.groups,
+        local=tuple(branch.applied_to for branch in block.local.branches),
+        local_kernels=block.local.kernels, axis_name=block.axis_name,
+        track_local=functools.partial(track, block.local.averages),
+        track_output=functools.partial(track, block.averages),
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
-from terminator_jax.layers.running import RunningAverages
+from terminator_jax.layers.running import RunningAverages, track
 from terminator_jax.ops import magnet, pooling
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName, across
@@ -164,8 +164,10 @@ class LocalSlowNets(nnx.Module):
         if self.causal:
             means = [mean[:1] for mean in means]
         grids, inside, index = _canvas(self.sizes, self.ndim)
-        [pooled] = self.averages(
-            lambda: (across(self._pool(means), self.axis_name),), self.averages.pooled.shape
+        [pooled] = track(
+            self.averages,
+            lambda: (across(self._pool(means), self.axis_name),),
+            self.averages.pooled.shape,
         )
         net = magnet.Magnet(
             self.gabor_weight[...], self.gabor_bias[...], self.weight[...], self.bias[...],

@@ -256,7 +256,7 @@ class Terminator(nnx.Module):
           TypeError: if `x` is not of a floating-point type.
         """
         self._check(x)
-        kernels = self._slow_kernels()
+        kernels = self.slow_kernels()
         features: list[jax.Array] = []
         apply = nnx.remat(_apply) if self.remat else _apply
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
@@ -318,12 +318,37 @@ class Terminator(nnx.Module):
             there.use_running_average = here.use_running_average
         return Resized(model, tuple(changes))
 
-    def _slow_kernels(self) -> list[SlowKernels]:
-        """What the slow networks of every block give, evaluated together."""
+    def slow_kernels(self) -> list[SlowKernels]:
+        """Returns what the slow networks of every block give, evaluated together."""
         kernels = iter(evaluate([net for block in self.blocks for net in block.slow_nets()]))
         return [
             SlowKernels(*itertools.islice(kernels, len(SlowKernels._fields))) for _ in self.blocks
         ]
+
+    def bake(self) -> "Terminator":
+        """Makes a model for inference, with constants in the place of its slow networks.
+
+        The local kernels become constant too, made from the average contexts of training. The
+        running averages of the standardizations are multiplied into the weights before them.
+
+        Returns:
+          A `BakedTerminator`. It is called like this model, and gives the same logits as this one
+          after `eval()`.
+
+        Raises:
+          ValueError: for a causal model, or one without running averages.
+
+        Example:
+          >>> def baked(x):
+          ...     model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
+          ...     return BakedTerminator(model)(x)
+          >>> from terminator_jax.models.baked import BakedTerminator
+          >>> jax.eval_shape(baked, jnp.ones((4, 8, 8, 1))).shape
+          (4, 10)
+        """
+        from terminator_jax.models.baked import bake
+
+        return bake(self)
 
     def _check(self, x: jax.Array) -> None:
         expected = (*self.config.size, self.config.channels)

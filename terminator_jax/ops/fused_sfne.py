@@ -36,6 +36,7 @@ from terminator_jax.ops.standardize import (
     Moments,
     Track,
     average,
+    batch_groups,
     centered,
     moments,
     normalize,
@@ -100,6 +101,7 @@ class SFNESettings:
         branch.
       track_local: gives the moments to use after the local mixers, see `batch_standardize`.
       track_output: gives those to use after the bottleneck.
+      folded: whether the weights hold what these moments make of them, see `fold`.
     """
 
     operator: str
@@ -111,6 +113,7 @@ class SFNESettings:
     axis_name: AxisName = None
     track_local: Track | None = None
     track_output: Track | None = None
+    folded: bool = False
 
 
 def fused_sfne(
@@ -142,11 +145,52 @@ def fused_sfne(
     y = pointwise(
         jnp.concatenate(list(maps.values())), jnp.concatenate([rows[name] for name in maps])
     )
+    if settings.folded:
+        # The groups of the batch have mean 0 and variance 1.
+        y = y + broadcast_channels(weights.output_bias, y)
+        track = _standard
+    else:
+        track = _track(settings.track_output, weights.output_bias)
     y = standardize_groups(
         y, settings.groups, batch_axis=1, channel_axis=0, cumulative=_cumulative(settings),
-        axis_name=settings.axis_name, track=_track(settings.track_output, weights.output_bias),
+        axis_name=settings.axis_name, track=track,
     )  # fmt: skip
     return gelu(y) + broadcast_channels(weights.bias, y)
+
+
+def fold(
+    weights: SFNEWeights, settings: SFNESettings, local: Moments, output: Moments
+) -> SFNEWeights:
+    """Multiplies the moments of a batch into the weights before them, and scalars into biases.
+
+    Args:
+      weights: the block's weights.
+      settings: its other properties, not causal.
+      local: mean and variance after the local mixers, `(branches * C,)` each.
+      output: mean and variance after the bottleneck, `(λC,)` each; those of groups that are
+        standardized per sample are not used.
+
+    Returns:
+      The weights for `settings` with `folded=True`.
+    """
+    scale = jax.lax.rsqrt(local[1] + EPSILON)
+    branches, channels, _ = weights.local_mixer.shape
+    mixer = weights.local_mixer * scale.reshape(branches, 1, channels)
+    # What a standardization per sample takes away again may stay.
+    by_batch = batch_groups(len(output[0]), settings.groups)
+    factor = jnp.where(by_batch, jax.lax.rsqrt(output[1] + EPSILON), 1)
+    return weights._replace(
+        local_mixer=mixer,
+        local_bias=(weights.local_bias - local[0]) * scale,
+        bottleneck={name: rows * factor[None] for name, rows in weights.bottleneck.items()},
+        output_bias=jnp.where(by_batch, (weights.output_bias - output[0]) * factor, 0),
+    )
+
+
+def _standard(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
+    """Moments with which `normalize` changes nothing."""
+    del of_batch
+    return jnp.zeros(shape), jnp.full(shape, 1 - EPSILON)
 
 
 def _cumulative(settings: SFNESettings) -> int | None:
@@ -213,6 +257,8 @@ def _local_branches(
     y = convolve_per_map(sources, kernels, padding=padding, correlate=True)
     branches = y.reshape(len(kernels), -1, *y.shape[1:])
     y = jax.vmap(pointwise)(branches, weights.local_mixer).reshape(y.shape)
+    if settings.folded:
+        return gelu(y + broadcast_channels(weights.local_bias, y))
     y = standardize(
         y, (1, *_space(y, settings)), cumulative=_cumulative(settings),
         axis_name=settings.axis_name, track=_track(settings.track_local, weights.local_bias),

@@ -117,6 +117,16 @@ def standardize(
     return normalize(x, *(track(of_batch, shape) if track else of_batch()), epsilon)
 
 
+def batch_groups(channels: int, groups: int) -> np.ndarray:
+    """Returns which channels G-IBS standardizes over the batch, `(channels,)` of bool.
+
+    Example:
+      >>> batch_groups(6, 3).tolist()
+      [True, True, False, False, True, True]
+    """
+    return np.arange(channels) // (channels // groups) % 2 == 0
+
+
 def standardize_groups(
     x: jax.Array,
     groups: int,
@@ -141,7 +151,7 @@ def standardize_groups(
 
     shape = tuple(n if axis in (channel_axis, cumulative) else 1 for axis, n in enumerate(x.shape))
     batch = track(of_batch, shape) if track else of_batch()
-    by_batch = np.arange(channels) // (channels // groups) % 2 == 0
+    by_batch = batch_groups(channels, groups)
     by_batch = by_batch.reshape([-1 if axis == channel_axis else 1 for axis in range(x.ndim)])
     chosen = [jnp.where(by_batch, b, i) for b, i in zip(batch, centered(*instance), strict=True)]
     return normalize(x, *chosen, epsilon)

@@ -1,0 +1,134 @@
+"""A trained Terminator with constants in the place of its slow networks, for inference."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from terminator_jax.layers.running import is_calibrated, running_averages
+from terminator_jax.layers.sfne import SFNEBlock, SlowKernels, fused_settings, fused_weights
+from terminator_jax.models.terminator import Terminator
+from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
+from terminator_jax.ops.fused_sfne import RGUWeights, SFNEWeights, fold, fused_sfne
+
+
+class BakedSFNEBlock(nnx.Module):
+    """Computes what an `SFNEBlock` computes after `eval()`, with constant kernels.
+
+    Args:
+      block: the block, with running averages; not causal.
+      kernels: what its slow networks give.
+    """
+
+    def __init__(self, block: SFNEBlock, kernels: SlowKernels):
+        self.dtype = block.dtype
+        self.skips = {f"skip{n}": c for n, c in enumerate(block.skips, start=1)}
+        # A network that does not read its input after eval() gives the same for any map.
+        maps = {name: jnp.zeros((block.channels, 1, *block.size)) for name in ("x", "u", "h")}
+        self.local_kernels = nnx.List(nnx.Param(k) for k in block.local.kernels(maps))
+        self.settings = dataclasses.replace(
+            fused_settings(block), axis_name=None, folded=True, local_kernels=None,
+            track_local=None, track_output=None,
+        )  # fmt: skip
+        local, output = (
+            (averages.mean[...], averages.var[...])
+            for averages in (block.local.averages, block.averages)
+        )
+        weights = fold(fused_weights(block, kernels), self.settings, local, output)
+        # A skip that is tiled to more channels meets the sum of its copies' weights.
+        tiled = {
+            name: jnp.sum(weights.bottleneck[name].reshape(-1, c, len(output[0])), axis=0)
+            for name, c in self.skips.items()
+        }
+        weights = weights._replace(bottleneck={**weights.bottleneck, **tiled})
+        rgus = weights.rgus
+        self.rgus = nnx.List(nnx.Dict(**_params(rgu._asdict())) for rgu in rgus)
+        self.bottleneck = nnx.Dict(**_params(weights.bottleneck))
+        rest = {k: v for k, v in weights._asdict().items() if k not in ("rgus", "bottleneck")}
+        self.weights = nnx.Dict(**_params(rest))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        skips: Sequence[jax.Array] = (),
+        *,
+        kernels: SlowKernels | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Applies the block: `(batch, *size, C)` to `(batch, *size, λC)`; nothing is dropped."""
+        del kernels, rngs
+        if self.dtype is not None:
+            x, *skips = (a.astype(self.dtype) for a in (x, *skips))
+        first = dict(zip(self.skips, map(to_channels_first, skips), strict=True))
+        weights = SFNEWeights(
+            rgus=tuple(RGUWeights(**_values(rgu)) for rgu in self.rgus),
+            bottleneck=_values(self.bottleneck), **_values(self.weights),
+        )  # fmt: skip
+        kernels = [kernel[...] for kernel in self.local_kernels]
+        settings = dataclasses.replace(self.settings, local_kernels=lambda maps: kernels)
+        return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
+
+    def slow_kernels(self) -> SlowKernels:
+        """Returns the constants that its slow networks gave."""
+        return SlowKernels(*(self.weights[name][...] for name in SlowKernels._fields))
+
+
+class BakedTerminator(Terminator):
+    """A Terminator for inference, which `Terminator.bake` makes.
+
+    It is called like the model that it was made of, and gives the same logits as that after
+    `eval()`. It holds no slow networks, and cannot be trained or resized.
+    """
+
+    def __init__(self, model: Terminator):
+        self.config, self.dtype = model.config, model.dtype
+        self.axis_name, self.remat = None, False
+        self.blocks = nnx.List(
+            BakedSFNEBlock(block, kernels)
+            for block, kernels in zip(model.blocks, model.slow_kernels(), strict=True)
+        )
+        self.head = nnx.clone(model.head)
+
+    def slow_kernels(self) -> list[SlowKernels]:
+        """Returns the constants that the slow networks of every block gave."""
+        return [block.slow_kernels() for block in self.blocks]
+
+    def resized(self, size: tuple[int, ...]):
+        """Raises ValueError: constants have one size."""
+        raise ValueError(
+            f"a baked model has one size, {self.config.size}, and cannot become {tuple(size)}: "
+            "resize the model that it was made of, and bake that"
+        )
+
+    def bake(self) -> "BakedTerminator":
+        """Returns the model itself."""
+        return self
+
+
+def bake(model: Terminator) -> BakedTerminator:
+    """Makes the inference model of a Terminator; see `Terminator.bake`."""
+    if model.config.causal:
+        raise ValueError("a causal model cannot be baked: its statistics change along a sequence")
+    if not is_calibrated(model):
+        raise ValueError(
+            "the model has no running averages: train it, or call terminator_jax.calibrate(model, "
+            "batches) first"
+        )
+    mode = [(averages, averages.use_running_average) for averages in running_averages(model)]
+    model.eval()
+    try:
+        with jax.default_matmul_precision("highest"):
+            return nnx.jit(BakedTerminator)(model)
+    finally:
+        for averages, running in mode:
+            averages.use_running_average = running
+
+
+def _params(arrays: dict[str, jax.Array]) -> dict[str, nnx.Param]:
+    return {name: nnx.Param(array) for name, array in arrays.items()}
+
+
+def _values(params: nnx.Dict) -> dict[str, jax.Array]:
+    return {name: param[...] for name, param in params.items()}
