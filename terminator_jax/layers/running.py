@@ -21,7 +21,7 @@ class RunningAverages(nnx.Module):
     """
 
     def __init__(
-        self, *, momentum: float = 0.99, use_running_average: bool = False, **initial: jax.Array
+        self, *, momentum: float = 0.9, use_running_average: bool = False, **initial: jax.Array
     ):
         self.momentum, self.use_running_average = momentum, use_running_average
         self.names = tuple(initial)

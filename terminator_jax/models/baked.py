@@ -70,10 +70,6 @@ class BakedSFNEBlock(nnx.Module):
         settings = dataclasses.replace(self.settings, local_kernels=lambda maps: kernels)
         return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
 
-    def slow_kernels(self) -> SlowKernels:
-        """Returns the constants that its slow networks gave."""
-        return SlowKernels(*(self.weights[name][...] for name in SlowKernels._fields))
-
 
 class BakedTerminator(Terminator):
     """A Terminator for inference, which `Terminator.bake` makes.
@@ -87,13 +83,16 @@ class BakedTerminator(Terminator):
         self.axis_name, self.remat = None, False
         self.blocks = nnx.List(
             BakedSFNEBlock(block, kernels)
-            for block, kernels in zip(model.blocks, model.slow_kernels(), strict=True)
+            for block, kernels in zip(model.blocks, model._slow_kernels(), strict=True)
         )
         self.head = nnx.clone(model.head)
 
-    def slow_kernels(self) -> list[SlowKernels]:
+    def _slow_kernels(self) -> list[SlowKernels]:
         """Returns the constants that the slow networks of every block gave."""
-        return [block.slow_kernels() for block in self.blocks]
+        return [
+            SlowKernels(*(block.weights[name][...] for name in SlowKernels._fields))
+            for block in self.blocks
+        ]
 
     def resized(self, size: tuple[int, ...]):
         """Raises ValueError: constants have one size."""

@@ -256,7 +256,7 @@ class Terminator(nnx.Module):
           TypeError: if `x` is not of a floating-point type.
         """
         self._check(x)
-        kernels = self.slow_kernels()
+        kernels = self._slow_kernels()
         features: list[jax.Array] = []
         apply = nnx.remat(_apply) if self.remat else _apply
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
@@ -318,7 +318,7 @@ class Terminator(nnx.Module):
             there.use_running_average = here.use_running_average
         return Resized(model, tuple(changes))
 
-    def slow_kernels(self) -> list[SlowKernels]:
+    def _slow_kernels(self) -> list[SlowKernels]:
         """Returns what the slow networks of every block give, evaluated together."""
         kernels = iter(evaluate([net for block in self.blocks for net in block.slow_nets()]))
         return [

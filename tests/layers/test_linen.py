@@ -25,19 +25,20 @@ SIZE, CHANNELS = (4, 4), 4
 X, U = (normal(2, *SIZE, CHANNELS, seed=n, dtype=np.float32) for n in (1, 2))
 WIDE = normal(2, *SIZE, 16, seed=3, dtype=np.float32)
 NET = dict(hidden=3, layers=1)
+RUNNING = dict(use_running_average=True)
 BRANCHES = (LocalBranch(1, "x", "u"), LocalBranch(3, "u", "x"))
 WIDTHS = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths.__annotations__})
 
 # Of each module: what it needs, what makes it small, what it is called with.
 CASES = {
     "RGU": ((SIZE, CHANNELS), {}, [X]),
-    "BatchStandardization": ((), {}, [X]),
+    "BatchStandardization": ((CHANNELS,), RUNNING, [X]),
     "ChannelDropout": ((0.5,), {}, [X]),
     "ChannelSlowNet": ((CHANNELS,), NET, []),
     "FeatureSlowNet": ((3, CHANNELS), NET, []),
     "GlobalHyperZZW": ((SIZE, CHANNELS), NET, [X, U]),
     "GlobalSlowNet": ((SIZE, CHANNELS), NET, []),
-    "GroupInstanceBatchStandardization": ((2,), {}, [X]),
+    "GroupInstanceBatchStandardization": ((2,), dict(num_features=CHANNELS) | RUNNING, [X]),
     "HyperChannelInteraction": ((CHANNELS,), NET, [X]),
     "HyperInteraction": (
         (SIZE, CHANNELS), dict(channel_hidden=3, spatial_hidden=3, layers=1), [X, U],
@@ -45,16 +46,16 @@ CASES = {
     "HyperZZWGate": ((CHANNELS, 3), NET, [X, U[..., :3]]),
     "InstanceStandardization": ((), {}, [X]),
     "LambdaLayer": (
-        (CHANNELS, 8), dict(size=SIZE, heads=2, keys=3, use_running_average=True), [X],
+        (CHANNELS, 8), dict(size=SIZE, heads=2, keys=3) | RUNNING, [X],
     ),
     "LocalAttention2D": ((16, 1), {}, [WIDE]),
-    "LocalBranches": ((BRANCHES, CHANNELS), NET, [dict(x=X, u=U)]),
-    "LocalHyperZZW": ((3, CHANNELS), NET, [X, U]),
-    "LocalSlowNet": ((3, CHANNELS), NET, [X]),
-    "LocalSlowNets": (((1, 3), CHANNELS), NET, [(X, U)]),
+    "LocalBranches": ((BRANCHES, CHANNELS), NET | RUNNING, [dict(x=X, u=U)]),
+    "LocalHyperZZW": ((3, CHANNELS), NET | RUNNING, [X, U]),
+    "LocalSlowNet": ((3, CHANNELS), NET | RUNNING, [X]),
+    "LocalSlowNets": (((1, 3), CHANNELS), NET | RUNNING, [(X, U)]),
     "MAGNet": ((SIZE, CHANNELS), NET, []),
     "SFNEBlock": (
-        (SIZE, CHANNELS, 3), dict(skips=(2,), branches=BRANCHES[:1], widths=WIDTHS),
+        (SIZE, CHANNELS, 3), dict(skips=(2,), branches=BRANCHES[:1], widths=WIDTHS) | RUNNING,
         [X, [U[..., :2]]],
     ),
     "SpatialSlowNet": ((SIZE,), NET, []),
@@ -71,6 +72,10 @@ SPECIAL = {
     ),
 }  # fmt: skip
 WITH_PARAMETERS = [n for n in CASES if "Standard" not in n and n != "ChannelDropout"]
+
+
+# Those with running averages.
+AVERAGING = [name for name, case in CASES.items() if "use_running_average" in case[1]]
 
 
 def times(kernel, x):
@@ -172,7 +177,7 @@ def test_collections(name):
     """The variables are the NNX layer's, by name, shape and dtype, and nothing comes along."""
     layer, module, inputs = pair(name)
     variables = everything(layer)
-    assert set(variables) <= ({"params", "batch_stats"} if name == "LambdaLayer" else {"params"})
+    assert set(variables) <= ({"params", "batch_stats"} if name in AVERAGING else {"params"})
     assert shapes(variables_of(module, *inputs)) == shapes(variables)
     _, changed = jax.eval_shape(lambda v: module.apply(v, *inputs, mutable=True), variables)
     assert set(changed) <= set(variables)
@@ -276,7 +281,7 @@ def test_running_statistics_begin_as_in_linen():
 def test_drops_with_a_key_for_dropout(name):
     layer, module, inputs = pair(name)
     module = module.copy(**({"rate": 0.5} if name == "ChannelDropout" else {"dropout": 0.5}))
-    variables = {"params": plain(layer)}
+    variables = everything(layer)
 
     @jax.jit
     def run(seeds):
@@ -398,7 +403,10 @@ class Net(nn.Module):
 
 def function(axis_name):
     def loss(params, x, w):
-        out = Net(axis_name).apply({"params": params}, x, rngs={"dropout": jax.random.key(5)})
+        out, _ = Net(axis_name).apply(
+            {"params": params, "batch_stats": statistics}, x, rngs={"dropout": jax.random.key(5)},
+            mutable=["batch_stats"],
+        )
         return jnp.mean(w * out), out
     return loss
 
@@ -429,6 +437,7 @@ def with_shard_map(params, x, w):
 
 assert jax.device_count() == 4
 x, w = normal(8, 4, 4, 4), normal(8, 4, 4, 4, seed=9)
+statistics = Net(None).init(jax.random.key(0), x)["batch_stats"]
 params = jax.eval_shape(Net(None).init, jax.random.key(0), x)["params"]
 leaves, tree = jax.tree.flatten(params)
 params = tree.unflatten([0.5 * normal(*a.shape, seed=n) for n, a in enumerate(leaves)])
@@ -452,33 +461,42 @@ def test_axis_name(run_python):
 class Net(nn.Module):
     """Linen's own layers and ours."""
 
+    use_running_average: bool = False
+
     @nn.compact
     def __call__(self, x):
         x = linen.InstanceStandardization()(nn.Conv(12, (3, 3))(x))
         x = linen.GlobalHyperZZW((8, 8), 12, hidden=8)(x, x)
         block = dict(branches=(LocalBranch(1, "x", "h"),), widths=WIDTHS, dropout=0.1)
-        x = linen.SFNEBlock((8, 8), 12, factor=2, **block)(x)
+        mode = dict(use_running_average=self.use_running_average)
+        x = linen.SFNEBlock((8, 8), 12, factor=2, **block, **mode)(x)
         return linen.pointwise(10)(x.mean((1, 2)))
 
 
 def test_a_linen_model_trains(digits):
     net, optimizer = Net(), optax.adam(0.03)
-    params = jax.jit(net.init)(jax.random.key(0), digits.images[:2])["params"]
+    variables = jax.jit(net.init)(jax.random.key(0), digits.images[:2])
+    params, statistics = variables["params"], variables["batch_stats"]
     state = optimizer.init(params)
 
     @jax.jit
-    def step(params, state, key, images, labels):
+    def step(params, statistics, state, key, images, labels):
         def loss(params):
-            logits = net.apply({"params": params}, images, rngs={"dropout": key})
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            logits, changed = net.apply(
+                {"params": params, "batch_stats": statistics}, images, rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), changed["batch_stats"]
 
-        value, grads = jax.value_and_grad(loss)(params)
+        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(grads, state)
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), statistics, state, value
 
     losses = []
     for n, batch in enumerate(digits.batches(steps=50)):
-        params, state, loss = step(params, state, jax.random.key(n), *batch)
+        params, statistics, state, loss = step(params, statistics, state, jax.random.key(n), *batch)
         losses.append(float(loss))
-    logits = jax.jit(net.apply)({"params": params}, digits.test_images)
+    variables = {"params": params, "batch_stats": statistics}
+    logits = jax.jit(Net(use_running_average=True).apply)(variables, digits.test_images)
     digits.check(losses, logits)

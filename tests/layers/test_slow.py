@@ -1,5 +1,6 @@
 """Slow networks: several local ones together, initial values, errors."""
 
+import functools
 import re
 
 import jax
@@ -32,7 +33,7 @@ def small(kind, size, ndim):
 
 def alone(nets, n):
     """The n-th of several local slow networks, as one of its own."""
-    net = nnx.eval_shape(lambda: small(LocalSlowNet, nets.sizes[n], nets.ndim))
+    net = filled(lambda: small(LocalSlowNet, nets.sizes[n], nets.ndim))
     start = sum(k**nets.ndim for k in nets.sizes[:n])
     for name, param in nnx.state(net, nnx.Param).items():
         stacked = getattr(nets, name)[...]
@@ -46,12 +47,12 @@ def test_several_local_networks_are_each_its_own(x64, ndim):
     """Kernels, and gradients of the maps, whatever the other kernels' sizes."""
     nets = filled(lambda: small(LocalSlowNets, SIZES, ndim))
     maps = [normal(2, *(6, 7)[:ndim], 4, seed=n) for n in range(len(SIZES))]
-    kernels = jax.jit(nets)(maps)
+    kernels = nnx.jit(type(nets).__call__)(nets, maps)
     assert kernels.shape == (5,) * ndim + (len(SIZES), 4)
     for n, size in enumerate(SIZES):
         margin = (5 - size) // 2
         own = (slice(margin, 5 - margin),) * ndim
-        expected = jax.jit(alone(nets, n))(maps[n])
+        expected = nnx.jit(LocalSlowNet.__call__)(alone(nets, n), maps[n])
         assert relative(kernels[own][..., n, :], expected) < 1e-12
         assert relative(nets.crop(kernels, n), expected) < 1e-12
         assert (kernels[..., n, :].at[own].set(0) == 0).all()
@@ -59,7 +60,7 @@ def test_several_local_networks_are_each_its_own(x64, ndim):
 
 def test_kernels_depend_on_the_mean_of_the_batch_only(x64):
     net = filled(lambda: small(LocalSlowNet, 3, 2))
-    x, run = normal(4, 6, 6, 4), jax.jit(net)
+    x, run = normal(4, 6, 6, 4), functools.partial(nnx.jit(LocalSlowNet.__call__), net)
     mean = jnp.broadcast_to(x.mean(0, keepdims=True), x.shape)
     assert relative(run(mean), run(x)) < 1e-12
     assert relative(run(2 * x), run(x)) > 1e-3
