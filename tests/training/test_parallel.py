@@ -37,14 +37,15 @@ def losses(parallel, devices, fields):
     for batch in itertools.islice(run.train_batches(), 20):
         state, metrics = step(state, run.parallel.shard_batch(batch))
         found.append(float(metrics["loss"]))
-    return found, float(optax.tree.norm(state.params))
+    averages = jax.tree.leaves(state.model_state)
+    return found, float(optax.tree.norm((state.params, averages)))
 
 print(json.dumps([losses(*way, {fields}) for way in {ways}]))
 """
 
 
 def difference(first, second):
-    """The largest relative difference of the losses and of the parameters' norm."""
+    """The largest relative difference of the losses, and of the norm of parameters and averages."""
     pairs = [*zip(first[0], second[0], strict=True), (first[1], second[1])]
     return max(abs(a - b) / abs(a) for a, b in pairs)
 
