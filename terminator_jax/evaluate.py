@@ -1,12 +1,17 @@
 """Evaluates a checkpoint. See `--help`."""
 
+import json
+import sys
 from collections.abc import Sequence
 
 from terminator_jax.errors import InputError
-from terminator_jax.training import cli
+from terminator_jax.training import cli, report
 
 DESCRIPTION = """\
 Evaluates a checkpoint of a run, the best one unless told otherwise.
+
+Prints accuracy, loss (the mean negative log-likelihood) and, for classes, the top-5 accuracy, the
+expected calibration error, and for each class its accuracy and what it was taken for.
 
     python -m terminator_jax.evaluate --config=digits
     python -m terminator_jax.evaluate --workdir=runs/digits --step=440
@@ -27,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         help="what standardizes: the averages of training, or the statistics of each batch, as the "
         "published results have it (default: running)",
     )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print all scores as one JSON object")
     parser.add_argument(
         "--calibrate", action="store_true",
         help="compute the averages anew, from the training images; for a run of an older version",
@@ -41,18 +47,36 @@ def main(arguments: Sequence[str]) -> int:
     from terminator_jax.training import evaluation
 
     wanted = None if flags.step == "best" else int(flags.step)
-    step, scores, unit, baselines = evaluation.evaluate_checkpoint(
+    found = evaluation.evaluate_checkpoint(
         workdir, wanted, overrides, flags.size or None,
         statistics=flags.statistics, calibrate=flags.calibrate,
+        bar=sys.stderr.isatty(),
     )  # fmt: skip
-    print(
-        f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
-        f"{scores['count']:.0f} {unit}"
-    )
-    if baselines:
-        named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
-        print(f"loss without a model: {named}")
+    if flags.json:
+        scores = {"step": found.step, "statistics": flags.statistics, **found.scores}
+        print(json.dumps(scores | {"baselines": found.baselines} if found.baselines else scores))
+    else:
+        _print(found)
     return 0
+
+
+def _print(found) -> None:
+    """Prints an `Evaluation` for people."""
+    scores = found.scores
+    print(
+        f"step {found.step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
+        f"{scores['count']:.0f} {found.unit}"
+    )
+    if "confusion" in scores:
+        print(
+            f"top-5 accuracy {scores['top5_accuracy']:.4f}  "
+            f"expected calibration error {scores['calibration_error']:.4f}\n"
+        )
+        print("how often each class (row) was taken for which (column)")
+        print(report.table(scores))
+    if found.baselines:
+        named = "  ".join(f"{name} {loss:.4f}" for name, loss in found.baselines.items())
+        print(f"loss without a model: {named}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from flax import nnx
 
 from terminator_jax import loading
@@ -18,12 +19,13 @@ from terminator_jax.errors import InputError
 from terminator_jax.layers import running
 from terminator_jax.layers.running import is_calibrated
 from terminator_jax.training import config as configs
+from terminator_jax.training import report
 from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.metrics import Scalars, weighted_means
 from terminator_jax.training.parallel import process_shard
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import ravel, split_model
-from terminator_jax.training.step import make_eval_step
+from terminator_jax.training.step import make_eval_step, make_logits_step
 from terminator_jax.training.tasks import ImageClassification, Task, make_task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
@@ -41,7 +43,7 @@ class Evaluation(NamedTuple):
     """
 
     step: int
-    scores: Scalars
+    scores: dict[str, Any]
     unit: str
     baselines: Scalars
 
@@ -76,8 +78,12 @@ def evaluate_checkpoint(
     *,
     statistics: str = "running",
     calibrate: bool = False,
+    bar: bool = False,
 ) -> Evaluation:
     """Evaluates a checkpoint with the configuration that is kept beside it.
+
+    The scores of a classifier are those of `report.describe`, others `loss`, `accuracy` and
+    `count`.
 
     Args:
         workdir: the directory of the run.
@@ -85,6 +91,7 @@ def evaluate_checkpoint(
         overrides: flags such as `--config.data.eval_split=train`.
         size: pixels per side of images and model, if not those that it was trained with.
         statistics: the `"running"` averages of training, or those of the `"batch"`.
+        bar: whether to show how far it is.
         calibrate: whether running averages are computed anew, from the training images. The model
             for `load_model` is then written with them.
 
@@ -115,9 +122,27 @@ def evaluate_checkpoint(
     baselines = run.task.baselines(run.train_data, run.eval_data)
     if config.data.in_memory:
         run.eval_data = run.eval_data.load()
-    return Evaluation(
-        chosen, make_evaluate(run, statistics)(), run.task.unit_of_evaluation, baselines
-    )
+    describe = _describe if isinstance(run.task, ImageClassification) else _average
+    scores = describe(run, statistics, bar)
+    return Evaluation(chosen, scores, run.task.unit_of_evaluation, baselines)
+
+
+def _average(run: Run, statistics: str, bar: bool) -> Scalars:
+    del bar
+    return make_evaluate(run, statistics)()
+
+
+def _describe(run: Run, statistics: str, bar: bool) -> dict[str, Any]:
+    """Returns the scores of a classifier."""
+    step = run.parallel.compile(make_logits_step(run.task, run.model_def, statistics))
+    batches = pipeline.eval_batches(run.eval_data, run.config.eval_batch_size)
+    total = -(-len(run.eval_data) // run.config.eval_batch_size)
+    logits, labels = [], []
+    for batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not bar, leave=False):
+        found = step(run.state, run.parallel.shard_batch(batch))
+        logits.append(np.asarray(found)[batch["mask"]])
+        labels.append(batch["label"][batch["mask"]])
+    return report.describe(np.concatenate(logits), np.concatenate(labels), run.eval_data.classes)
 
 
 def _model(run: Run) -> nnx.Module:

@@ -9,7 +9,7 @@ from flax import nnx
 from terminator_jax.layers.running import use_batch_statistics
 from terminator_jax.ops.standardize import across
 from terminator_jax.training.state import ModelDef, TrainState, ravel, split_model
-from terminator_jax.training.tasks import Batch, Metrics, Task
+from terminator_jax.training.tasks import Batch, ImageClassification, Metrics, Task
 
 # The keys that a step's `rngs.dropout()` gives are those folded with 0, 1, …: far from this one.
 STREAMS = 2**31
@@ -75,11 +75,30 @@ def make_eval_step(
     """
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        model = model_def.merge(model_def.unravel(state.params), state.model_state)
-        model.eval()
-        if statistics == "batch":
-            use_batch_statistics(model)
+        model = _evaluated(state, model_def, statistics)
         sums = task.eval_step(model, batch)
         return sums if task.axis_name is None else jax.lax.psum(sums, task.axis_name)
 
     return eval_step
+
+
+def make_logits_step(
+    task: ImageClassification, model_def: ModelDef, statistics: str = "running"
+) -> Callable[[TrainState, Batch], jax.Array]:
+    """Returns a function `(state, batch) -> logits of the whole batch`; see `make_eval_step`."""
+
+    def logits_step(state: TrainState, batch: Batch) -> jax.Array:
+        logits = task.logits(_evaluated(state, model_def, statistics), batch)
+        axis = task.axis_name
+        return logits if axis is None else jax.lax.all_gather(logits, axis, tiled=True)
+
+    return logits_step
+
+
+def _evaluated(state: TrainState, model_def: ModelDef, statistics: str) -> nnx.Module:
+    """Returns the model in evaluation mode."""
+    model = model_def.merge(model_def.unravel(state.params), state.model_state)
+    model.eval()
+    if statistics == "batch":
+        use_batch_statistics(model)
+    return model

@@ -241,8 +241,11 @@ class ImageClassification(Task):
 
     def eval_step(self, model: nnx.Module, batch: Batch) -> Metrics:
         """Computes the sums over the images of an evaluation batch without its padding."""
-        logits = model(self.inputs(batch["image"]))
-        return _sums(logits, batch["label"], batch["mask"])
+        return _sums(self.logits(model, batch), batch["label"], batch["mask"])
+
+    def logits(self, model: nnx.Module, batch: Batch) -> jax.Array:
+        """Computes the logits of a batch, `(batch, classes)`."""
+        return model(self.inputs(batch["image"]))
 
 
 class TerminatorClassification(ImageClassification):

@@ -147,7 +147,16 @@ def test_evaluate(run_main, finished):
         (line for line in log(workdir) if line["kind"] == "eval"), key=lambda x: x["accuracy"]
     )
     expected = f"step {best['step']}: accuracy {best['accuracy']:.4f}  loss {best['loss']:.4f}"
-    assert out == f"{expected}  360 pictures\n"
+    assert out.splitlines()[0] == f"{expected}  360 pictures"
+    assert "expected calibration error" in out
+    by_batch = []
+    for flags in ([], ["--statistics=batch"], ["--statistics=batch", "--config.eval_batch_size=8"]):
+        _, out, _ = run_main("evaluate", f"--workdir={workdir}", "--json", *flags)
+        by_batch.append(json.loads(out))
+    assert by_batch[0]["accuracy"] == pytest.approx(best["accuracy"])
+    assert sum(map(sum, by_batch[0]["confusion"])) == by_batch[0]["count"] == 360
+    losses = {found["loss"] for found in by_batch}
+    assert len(losses) == 3, "the batch decides"
     reported = f"{best['accuracy']:.4f} (loss {best['loss']:.4f}) at step {best['step']}"
     assert reported in printed
 
@@ -184,6 +193,26 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, unoptimized):
     found = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree["params"])])
     expected = np.load(tmp_path / "parameters_at_44.npy")
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_run_of_an_older_version_is_calibrated(run_main, tmp_path):
+    """It has no running averages; load_model gives what that version gave."""
+    archive = Path(__file__).with_name("checkpoint_of_version_0_1.zip")
+    shutil.unpack_archive(archive, tmp_path)
+    flags = (f"--workdir={tmp_path / 'run'}", "--json")
+    code, out, err = run_main("evaluate", *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "step 30 has no running averages: add --calibrate" in err
+    _, out, _ = run_main("evaluate", *flags, "--statistics=batch")
+    by_batch = json.loads(out)["accuracy"]
+    with pytest.warns(UserWarning, match="has no running averages"):
+        assert terminator_jax.load_model(tmp_path / "run").step == 30
+    _, out, _ = run_main("evaluate", *flags, "--calibrate")
+    assert json.loads(out)["accuracy"] == pytest.approx(by_batch, abs=0.05)
+    digits = sources.open_split("digits", "test").load()
+    logits = terminator_jax.load_model(tmp_path / "run").logits(digits.image)
+    assert (logits.argmax(-1) == digits.label).mean() == pytest.approx(json.loads(out)["accuracy"])
+    assert run_main("evaluate", *flags)[0] == 2, "the checkpoint itself is as it was"
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "jit"])
