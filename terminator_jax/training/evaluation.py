@@ -158,7 +158,9 @@ def _calibrate(run: Run) -> None:
     size = min(run.config.batch_size, len(run.train_data))
     steps = range(len(run.train_data) // size)
     batches = (run.train_data.read(np.arange(n * size, (n + 1) * size)) for n in steps)
-    model = jax.tree.map(jnp.asarray, _model(run))
+    # On one device, where there is no axis to average over.
+    model = dataclasses.replace(run.task, axis_name=None).make_model()
+    nnx.update(model, nnx.state(jax.tree.map(jnp.asarray, _model(run)), nnx.Not(nnx.RngState)))
     running.calibrate(model, (run.task.inputs(batch["image"]) for batch in batches))
     _, _, model_state = split_model(model)
     run.state = run.state._replace(model_state=run.parallel.replicate(model_state))
