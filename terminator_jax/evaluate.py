@@ -49,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         f"step {step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
         f"{scores['count']:.0f} {unit}"
     )
+    if "ema_accuracy" in scores:
+        print(f"averages: accuracy {scores['ema_accuracy']:.4f}  loss {scores['ema_loss']:.4f}")
     if baselines:
         named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
         print(f"loss without a model: {named}")

@@ -60,9 +60,11 @@ def _report(result, workdir: Path) -> None:
         print(f"    {cli.same_command('terminator_jax.train')}")
         return
     state = "was done already" if result.already_finished else "done"
+    prefix = "ema_" if "ema_accuracy" in result.best else ""
     print(
-        f"{state}: {result.total} steps; best eval accuracy {result.best['accuracy']:.4f} "
-        f"(loss {result.best['loss']:.4f}) at step {result.best_step}"
+        f"{state}: {result.total} steps; best eval {prefix}accuracy "
+        f"{result.best[prefix + 'accuracy']:.4f} ({prefix}loss "
+        f"{result.best[prefix + 'loss']:.4f}) at step {result.best_step}"
     )
     print(f"checkpoints: {workdir / 'checkpoints'}   logs: {workdir / 'log.jsonl'}")
 

@@ -16,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
+from terminator_jax.training.averages import PREFIX
 from terminator_jax.training.state import TrainState
 
 # Metrics of which the best checkpoint has the smallest; of others it has the largest.
@@ -57,7 +58,8 @@ class Checkpoints:
     def _quality(self, scores: dict[str, float]) -> float:
         """Returns what is largest for the best checkpoint."""
         value = scores[self._best_metric]
-        return -value if self._best_metric in LOWER_IS_BETTER else value
+        lower = self._best_metric.removeprefix(PREFIX) in LOWER_IS_BETTER
+        return -value if lower else value
 
     @property
     def latest(self) -> int | None:

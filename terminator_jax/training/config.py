@@ -55,6 +55,8 @@ def default_config() -> ConfigDict:
             seed=0,  # initial parameters, order of the examples, augmentation, dropout
             epochs=30,
             batch_size=64,  # over all devices and processes
+            accumulate_steps=1,  # batches whose gradients are averaged for one update
+            ema_decay=0.0,  # of the moving average of the parameters; 0 for none
             eval_batch_size=64,
             parallel="pmap",  # or "jit", which divides one program of the whole batch
             dtype="float32",  # of the computation: or "bfloat16"; "float64" with JAX_ENABLE_X64=1
@@ -104,6 +106,7 @@ def default_config() -> ConfigDict:
                 beta2=0.95,  # kar2, kar3
                 momentum=0.9,  # sgd
                 weight_decay=1e-4,  # adamw
+                clip_norm=0.0,  # the largest norm of the whole gradient; 0 for any
             ),
         )
     )
@@ -141,6 +144,8 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "epochs": _positive,
     "batch_size": _positive,
+    "accumulate_steps": _positive,
+    "ema_decay": _unit_interval,
     "eval_batch_size": _positive,
     "parallel": (lambda value: value in ("pmap", "jit"), "pmap or jit"),
     "dtype": (
@@ -178,6 +183,7 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.beta2": _unit_interval,
     "optimizer.momentum": _unit_interval,
     "optimizer.weight_decay": _not_negative,
+    "optimizer.clip_norm": _not_negative,
 }
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from terminator_jax.errors import InputError
 from terminator_jax.models.decoding import decode
+from terminator_jax.training.averages import PREFIX, averaged_parameters
 from terminator_jax.training.checkpoint import read_config
 from terminator_jax.training.evaluation import open_checkpoint
 from terminator_jax.training.optimizer import make_optimizer
@@ -41,7 +42,10 @@ def load(workdir: Path, step: int | None = None) -> tuple[MaskedTokens, nnx.Modu
     state = new_state(params, model_state, tx, config.seed)._replace(params=params)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, _ = checkpoints.restore(chosen, state, sharding)
-    model = model_def.merge(state.params, state.model_state)
+    params = state.params
+    if task.best_metric.startswith(PREFIX):
+        params = model_def.unravel(averaged_parameters(state.opt_state, config.ema_decay))
+    model = model_def.merge(params, state.model_state)
     model.eval()
     return task, model
 

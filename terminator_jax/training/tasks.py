@@ -23,6 +23,7 @@ from terminator_jax.data.pictures import Pictures, Stored
 from terminator_jax.errors import InputError
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.training.averages import PREFIX
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -112,8 +113,12 @@ class Task:
 
     @property
     def best_metric(self) -> str:
-        """The metric of an evaluation that decides which checkpoint is the best one."""
-        return self.config.best_metric or self.default_best_metric
+        """The metric of an evaluation that decides which checkpoint is the best one.
+
+        With a moving average of the parameters it is by default the average's.
+        """
+        prefix = PREFIX if self.config.ema_decay else ""
+        return self.config.best_metric or prefix + self.default_best_metric
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -390,9 +395,10 @@ def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
     """
     if config.dtype == "float64" and not jax.config.jax_enable_x64:
         raise InputError("config.dtype is 'float64', which needs JAX_ENABLE_X64=1")
-    if config.best_metric and config.best_metric not in METRICS:
+    averaged = [PREFIX + name for name in METRICS] if config.ema_decay else []
+    if config.best_metric and config.best_metric not in (names := [*METRICS, *averaged]):
         raise InputError(
-            f"config.best_metric is {config.best_metric!r}, and must be one of {', '.join(METRICS)}"
+            f"config.best_metric is {config.best_metric!r}, and must be one of {', '.join(names)}"
         )
     model = config.model
     try:

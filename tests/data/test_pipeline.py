@@ -117,3 +117,11 @@ def test_a_split_smaller_than_a_batch_is_repeated(numbered):
     [batch] = pipeline.eval_batches(few, 12)
     assert batch["label"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
     assert batch["mask"].sum() == 5
+
+
+def test_an_epoch_has_whole_updates_of_the_examples_of_one_large_batch(numbered):
+    """1437 pictures are 22 updates of 64, or of 8 times 8: for three epochs."""
+    large = take(pipeline.train_batches(numbered, 64, seed=3), 66)
+    small = take(pipeline.train_batches(numbered, 8, seed=3, accumulate_steps=8), 66 * 8)
+    labels = [np.concatenate([batch["label"] for batch in part]) for part in (large, small)]
+    assert np.array_equal(*labels)

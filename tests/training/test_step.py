@@ -18,20 +18,6 @@ from terminator_jax.training.step import make_train_step
 from terminator_jax.training.trace import Trace
 
 
-@pytest.fixture
-def make(monkeypatch):
-    """The configuration of the small model with fields and options changed."""
-    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
-
-    def make(*fields, **options):
-        config = configs.read("tests/training/small.py")
-        with config.unlocked():
-            config.model.options = options
-        return configs.override(config, [f"--config.{field}" for field in fields])
-
-    return make
-
-
 @pytest.mark.parametrize("parallel", ["pmap", "jit"])
 def test_it_learns_the_digits(make, tmp_path, parallel, capsys):
     config = make("epochs=10", f"parallel={parallel}")
