@@ -187,16 +187,25 @@ def latest_step(workdir: Path) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Raises InputError if `workdir` holds checkpoints of another configuration; writes nothing."""
+def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
+    """Checks that a run with this configuration can go on in `workdir`; writes nothing.
+
+    Returns:
+        The configuration of the checkpoints that are there; None if there are none.
+
+    Raises:
+        InputError: if they are of another configuration.
+    """
     if latest_step(workdir) is None:
-        return
-    differing = configs.differences(read_config(workdir), config)
+        return None
+    saved = read_config(workdir)
+    differing = configs.differences(saved, config)
     if differing:
         raise InputError(
             f"{workdir} holds checkpoints of another configuration: {', '.join(differing)}: "
             "choose another --workdir, or the same fields"
         )
+    return saved
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:

@@ -15,6 +15,7 @@ changes what it needs:
 import dataclasses
 import difflib
 import json
+import re
 import reprlib
 import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +31,15 @@ from terminator_jax.training.paths import experiment_file
 # The beginning of a flag for an option of the model.
 OPTION_FLAG = "--config.model.options."
 
-# Fields that may differ when a run resumes: they do not change what it computes.
+# Fields that may differ when a run resumes: how long it goes on, and what does not change what it
+# computes.
 RESUMABLE_FIELDS = {
     "checkpoint_every_steps",
     "compilation_cache",
     "data.data_dir",
     "data.download",
     "data.in_memory",
+    "epochs",
     "log_every_steps",
     "profile",
     "remat",
@@ -66,6 +69,8 @@ def default_config() -> ConfigDict:
             log_every_steps=20,
             best_metric="",  # of an evaluation, for the best checkpoint; "" is the task's own
             checkpoint_every_steps=500,  # besides the end of each epoch; 0 for only that
+            init_from="",  # a run, its model.safetensors or a release's file with the first values
+            freeze="",  # a regular expression: parameters whose names it finds are not trained
             model=dict(
                 name="terminator",
                 variant="cifar",
@@ -136,6 +141,14 @@ def published_recipe() -> ConfigDict:
     return config
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 _positive = (lambda value: value > 0, "greater than 0")
 _not_negative = (lambda value: value >= 0, "0 or more")
 _unit_interval = (lambda value: 0 <= value < 1, "in [0, 1)")
@@ -152,6 +165,7 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value in ("float32", "bfloat16", "float64"),
         "float32, bfloat16 or float64",
     ),
+    "freeze": (_is_pattern, "a regular expression"),
     "log_every_steps": _positive,
     "checkpoint_every_steps": _not_negative,
     "data.resize": _not_negative,

@@ -28,7 +28,7 @@ from terminator_jax.training.step import make_eval_step
 from terminator_jax.training.tasks import ImageClassification, Task, make_task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
-CHECKPOINT_FIELDS = ("model.", "optimizer.", "accumulate_steps ", "ema_decay ")
+CHECKPOINT_FIELDS = ("model.", "optimizer.", "accumulate_steps ", "ema_decay ", "freeze ")
 
 
 class Evaluation(NamedTuple):
@@ -161,7 +161,7 @@ def _resized(run: Run, size: int) -> Run:
     config = run.config.copy_and_resolve_references()
     config.data.resize, config.ema_decay = size, 0.0  # one choice of parameters is left
     task = dataclasses.replace(run.task, config=config, model_config=model.config)
-    model_def, params, model_state = split_model(model)
+    model_def, params, model_state = split_model(model, run.model_def.trained)
     return dataclasses.replace(
         run,
         config=config,

@@ -5,6 +5,7 @@ result = train(config.read("experiments/digits.py"), Path("runs/digits"))
 
 import contextlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from terminator_jax.training.checkpoint import (
 )
 from terminator_jax.training.config import ConfigDict
 from terminator_jax.training.evaluation import make_evaluate
+from terminator_jax.training.initial import initialize
 from terminator_jax.training.interrupt import StopSignals
 from terminator_jax.training.logs import Logs
 from terminator_jax.training.metrics import Meter, Scalars
@@ -58,21 +60,51 @@ def train(config: ConfigDict, workdir: Path) -> TrainResult:
             no longer finite.
     """
     # Everything is checked before anything is written.
-    check_workdir(workdir, config)
+    saved = check_workdir(workdir, config)
     run = make_run(config)
-    already_finished = latest_step(workdir) == run.total_steps
+    done = latest_step(workdir)
+    _check_epochs(run, workdir, done)
+    already_finished = done == run.total_steps
+    news = _news(run, saved)
     if not already_finished:
         run.load_data()
 
     write_config(workdir, config)
     with contextlib.closing(Checkpoints(workdir, best_metric=run.task.best_metric)) as checkpoints:
-        step = run.total_steps if already_finished else _train(run, workdir, checkpoints)
+        step = run.total_steps if already_finished else _train(run, workdir, checkpoints, news)
         best = checkpoints.best
         scores = {} if best is None else checkpoints.metrics(best)
         return TrainResult(step, run.total_steps, already_finished, best, scores)
 
 
-def _train(run: Run, workdir: Path, checkpoints: Checkpoints) -> int:
+def _check_epochs(run: Run, workdir: Path, done: int | None) -> None:
+    """Raises InputError if more steps are done than the configuration asks for."""
+    if done is not None and done > run.total_steps:
+        raise InputError(
+            f"{workdir} holds {done} steps, and config.epochs, {run.config.epochs}, are "
+            f"{run.total_steps}: raise it, or choose another --workdir"
+        )
+
+
+def _news(run: Run, saved: ConfigDict | None) -> list[str]:
+    """Takes initial values from another model, if asked to; returns lines to be printed.
+
+    Args:
+        run: the run, whose state may be replaced.
+        saved: the configuration of its checkpoints, if there are any.
+    """
+    epochs = run.config.epochs
+    if saved is None:
+        return [initialize(run)] if run.config.init_from else []
+    if saved.epochs != epochs:
+        return [
+            f"{epochs} epochs instead of {saved.epochs}: the learning rate goes on as in a run of "
+            f"{epochs}"
+        ]
+    return []
+
+
+def _train(run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str]) -> int:
     """Trains from the last checkpoint, if any; returns the step at which it stopped."""
     config, first_process = run.config, jax.process_index() == 0
 
@@ -94,7 +126,8 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints) -> int:
     meter = Meter(config.batch_size, run.task.unit_of_speed)
     step = start
     with logs, trace, StopSignals() as signals:
-        logs.info(_describe_run(run, start))
+        for line in (_describe_run(run, start), *news):
+            logs.info(line)
         _log_baselines(run, logs)
 
         # Nothing in the loop waits for the devices, except where the log and checkpoints need it.
@@ -136,10 +169,11 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints) -> int:
 def _describe_run(run: Run, start: int) -> str:
     """Returns the first line of the log: data, model and devices."""
     config, data = run.config, run.train_data
+    frozen = f" and {run.num_frozen:,} frozen" if config.freeze else ""
     return (
         f"{data.name}: {len(data):,} {run.task.unit}, {config.epochs} epochs of "
         f"{run.steps_per_epoch} steps; {config.model.name} {config.model.variant}: "
-        f"{run.num_parameters:,} parameters; {jax.device_count()} × "
+        f"{run.num_parameters:,} parameters{frozen}; {jax.device_count()} × "
         f"{jax.devices()[0].device_kind}, {config.parallel}; "
         + (f"going on from step {start}" if start else "compiling takes a while")
     )

@@ -19,6 +19,7 @@ from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training.averages import PREFIX, averaged_parameters
 from terminator_jax.training.checkpoint import Checkpoints
+from terminator_jax.training.freezing import trained_parameters
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import Parallel, make_parallel, process_shard
 from terminator_jax.training.state import ModelDef, TrainState, new_state, ravel, split_model
@@ -65,6 +66,12 @@ class Run:
     def num_parameters(self) -> int:
         """Values that are trained."""
         return self.state.params.size
+
+    @property
+    def num_frozen(self) -> int:
+        """Values of the parameters that `config.freeze` leaves as they are."""
+        frozen = nnx.filter_state(self.state.model_state, nnx.Param)
+        return sum(leaf.size for leaf in jax.tree.leaves(frozen))
 
     def named_parameters(self) -> nnx.State:
         """Returns the parameters by their names, in the memory of this process."""
@@ -158,7 +165,9 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
             f"{config.accumulate_steps}"
         )
 
-    model_def, params, model_state = split_model(task.make_model())
+    model = task.make_model()
+    trained = trained_parameters(model, config.freeze)
+    model_def, params, model_state = split_model(model, trained)
     tx, schedule = make_optimizer(config, steps)
     params = jax.device_get(params)  # raveled there, without a program for each shape
     state = parallel.replicate(new_state(params, model_state, tx, config.seed))
