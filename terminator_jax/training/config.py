@@ -91,6 +91,10 @@ def default_config() -> ConfigDict:
                 padding=0,  # pixels by which the random crop may shift; 0 for no crop
                 padding_mode="symmetric",  # or "zeros"
                 flip=False,
+                rand_augment=0,  # operations of RandAugment that change each picture; 0 for none
+                rand_augment_strength=0.3,  # of the largest change by each of them
+                mixup_alpha=0.0,  # of Beta(alpha, alpha), the shares of mixed pictures; 0 for none
+                cutmix_alpha=0.0,  # the same of areas; with both, each picture has one of them
                 sequence=False,  # images become sequences of pixels, row by row
                 permutation=(),  # order of a sequence's pixels; () keeps it
                 grid=(16, 16),  # rows and columns of bytes of a text
@@ -174,6 +178,10 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.std": (lambda value: all(x > 0 for x in value), "greater than 0"),
     "data.padding": _not_negative,
     "data.padding_mode": (lambda value: value in ("symmetric", "zeros"), "symmetric or zeros"),
+    "data.rand_augment": _not_negative,
+    "data.rand_augment_strength": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "data.mixup_alpha": _not_negative,
+    "data.cutmix_alpha": _not_negative,
     "data.permutation": (
         lambda value: sorted(value) == list(range(len(value))),
         "empty or every number from 0 on once",

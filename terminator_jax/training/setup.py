@@ -165,6 +165,7 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
             f"{config.accumulate_steps}"
         )
 
+    task.augmentations(train_data, process_shard())  # says if one does not fit the data
     model = task.make_model()
     trained = trained_parameters(model, config.freeze)
     model_def, params, model_state = split_model(model, trained)

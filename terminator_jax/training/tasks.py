@@ -20,6 +20,7 @@ from terminator_jax import losses
 from terminator_jax.data import augment, ngrams, sources, text
 from terminator_jax.data.augment import Process
 from terminator_jax.data.pictures import Pictures, Stored
+from terminator_jax.data.randaugment import RandAugment
 from terminator_jax.errors import InputError
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
@@ -196,13 +197,31 @@ class ImageClassification(Task):
                 )
 
     def augmentations(self, examples: Any, process: Process) -> list[grain.transforms.RandomMap]:
-        """Returns the random crop and the random flip that the configuration asks for."""
-        del examples
+        """Returns the augmentations that the configuration asks for.
+
+        Raises:
+            InputError: if one of them cannot be applied to these pictures or batches.
+        """
         found, data = [], self.config.data
         if data.padding:
             found.append(augment.RandomCrop(data.padding, data.padding_mode, process))
         if data.flip:
             found.append(augment.RandomFlip(process))
+        if data.rand_augment:
+            if examples.dtype != np.uint8 or examples.shape[-1] not in (1, 3):
+                raise InputError(
+                    f"config.data.rand_augment is for pictures of 1 or 3 channels of 8 bits, and "
+                    f"{examples.name} has {examples.shape[-1]} of {8 * examples.dtype.itemsize}"
+                )
+            found.append(RandAugment(data.rand_augment, data.rand_augment_strength, process))
+        if data.mixup_alpha or data.cutmix_alpha:
+            if self.config.batch_size // process.count % 2:
+                raise InputError(
+                    f"config.batch_size is {self.config.batch_size}, and must give each process an "
+                    "even number of pictures: config.data.mixup_alpha and cutmix_alpha mix pairs"
+                )
+            alphas = data.mixup_alpha, data.cutmix_alpha
+            found.append(augment.Mix(examples.num_classes, *alphas, process))
         return found
 
     def inputs(self, images: jax.Array) -> jax.Array:
@@ -227,10 +246,10 @@ class ImageClassification(Task):
         self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, Metrics]:
         """Computes the sum of the terms of the loss, and the training accuracy."""
-        labels = batch["label"]
+        labels = batch.get("soft_label", batch["label"])  # soft ones of mixed pictures
         logits, terms = self.loss_terms(model, self.inputs(batch["image"]), labels, rngs)
         loss = sum(terms.values())
-        accuracy = jnp.mean(is_correct(logits, labels))
+        accuracy = jnp.mean(is_correct(logits, batch["label"]))
         return loss, {"loss": loss, "accuracy": accuracy, **terms}
 
     def loss_terms(

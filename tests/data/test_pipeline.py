@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from terminator_jax.data import pipeline, sources
-from terminator_jax.data.augment import ALONE, Process, RandomCrop, RandomFlip
+from terminator_jax.data.augment import ALONE, Mix, Process, RandomCrop, RandomFlip
+from terminator_jax.data.randaugment import RandAugment
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,14 @@ def same(first, second):
     return all(
         np.array_equal(a[name], b[name])
         for a, b in zip(first, second, strict=True)
-        for name in ("image", "label", "mask")
+        for name in a.keys() | b.keys()
     )
 
 
 def augmented(pictures, process=ALONE, seed=3):
     augmentations = [RandomCrop(1, "zeros", process), RandomFlip(process)]
+    augmentations += [RandAugment(2, 0.3, process)]
+    augmentations += [Mix(pictures.num_classes, 0.2, 1.0, process)]
     return pipeline.train_batches(
         pictures, 64, seed=seed, augmentations=augmentations, process=process
     )
