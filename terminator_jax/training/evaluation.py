@@ -147,7 +147,7 @@ def _calibrate(run: Run) -> None:
     batches = (run.train_data.read(np.arange(n * size, (n + 1) * size)) for n in steps)
     model = jax.tree.map(jnp.asarray, _model(run))
     running.calibrate(model, (run.task.inputs(batch["image"]) for batch in batches))
-    _, _, model_state = split_model(model)
+    _, _, model_state = split_model(model, run.model_def.trained)
     run.state = run.state._replace(model_state=run.parallel.replicate(model_state))
 
 

@@ -1,5 +1,6 @@
 """The initial values of a run from another model: `config.init_from`."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ def initialize(run: Run) -> str:
         InputError: if there is no such model, or its parameters do not fit.
     """
     source = run.config.init_from
-    model, config, origin = _read(Path(source).expanduser())
+    variables, config, origin = _read(Path(source).expanduser())
     counts = tuple(getattr(c, "num_classes", None) for c in (config, run.task.model_config))
     state = nnx.merge_state(run.named_parameters(), jax.device_get(run.state.model_state))
-    new = _transfer(nnx.state(model, nnx.Not(nnx.RngState)), state, counts, source)
+    new = _transfer(variables, state, counts, source)
     params, model_state = nnx.split_state(state, run.model_def.trained, ...)
     fresh = new_state(jax.device_get(params), model_state, run.tx, run.config.seed)
     run.state = run.parallel.replicate(fresh)
@@ -39,8 +40,8 @@ def initialize(run: Run) -> str:
     return f"initial values from {origin}{head}"
 
 
-def _read(path: Path) -> tuple[nnx.Module, Any, str]:
-    """Returns the model of a run or of a file, its configuration, and what to call it."""
+def _read(path: Path) -> tuple[nnx.State, Any, str]:
+    """Returns the variables of a model, its configuration, and what to call it."""
     if not path.exists():
         raise InputError(
             f"config.init_from is {str(path)!r}, which does not exist: name a run's directory, its "
@@ -48,10 +49,13 @@ def _read(path: Path) -> tuple[nnx.Module, Any, str]:
         )
     try:
         if path.is_dir() or _is_own_file(path):
-            loaded = loading.load_model(path)
-            return loaded.model, loaded.model_config, f"{path}, step {loaded.step}"
+            with warnings.catch_warnings():  # of missing running averages: training makes them
+                warnings.simplefilter("ignore", UserWarning)
+                loaded = loading.load_model(path)
+            variables = nnx.state(loaded.model, nnx.Not(nnx.RngState))
+            return variables, loaded.model_config, f"{path}, step {loaded.step}"
         model = convert.terminator_from_release(convert.read(path))
-        return model, model.config, f"the release's {path}"
+        return nnx.state(model, nnx.Param), model.config, f"the release's {path}"
     except ModuleNotFoundError as error:
         raise InputError(
             f"config.init_from: {path.suffix} files need {error.name}: pip install {error.name}"
