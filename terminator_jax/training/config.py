@@ -35,11 +35,13 @@ OPTION_FLAG = "--config.model.options."
 # computes.
 RESUMABLE_FIELDS = {
     "checkpoint_every_steps",
+    "early_stopping_epochs",
     "compilation_cache",
     "data.data_dir",
     "data.download",
     "data.in_memory",
     "epochs",
+    "keep_every_epochs",
     "log_every_steps",
     "profile",
     "remat",
@@ -69,6 +71,8 @@ def default_config() -> ConfigDict:
             log_every_steps=20,
             best_metric="",  # of an evaluation, for the best checkpoint; "" is the task's own
             checkpoint_every_steps=500,  # besides the end of each epoch; 0 for only that
+            keep_every_epochs=0,  # checkpoints to keep besides the last and the best; 0 for none
+            early_stopping_epochs=0,  # ends a run after so many without a better one; 0 for never
             init_from="",  # a run, its model.safetensors or a release's file with the first values
             freeze="",  # a regular expression: parameters whose names it finds are not trained
             model=dict(
@@ -172,6 +176,8 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "freeze": (_is_pattern, "a regular expression"),
     "log_every_steps": _positive,
     "checkpoint_every_steps": _not_negative,
+    "keep_every_epochs": _not_negative,
+    "early_stopping_epochs": _not_negative,
     "data.resize": _not_negative,
     "data.eval_fraction": (lambda value: 0 < value < 1, "in (0, 1)"),
     "data.split_seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),

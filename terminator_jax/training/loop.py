@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 
 from terminator_jax.errors import InputError
+from terminator_jax.training import history
 from terminator_jax.training.checkpoint import (
     Checkpoints,
     check_workdir,
@@ -39,6 +40,7 @@ class TrainResult(NamedTuple):
         already_finished: whether there was nothing left to do.
         best_step: the step of the best checkpoint, if any epoch was finished.
         best: the scores at that step.
+        stopped_early: whether it ended before, since the evaluations became no better.
     """
 
     step: int
@@ -46,6 +48,12 @@ class TrainResult(NamedTuple):
     already_finished: bool
     best_step: int | None
     best: Scalars
+    stopped_early: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run ended by itself."""
+        return self.step == self.total or self.stopped_early
 
 
 def train(config: ConfigDict, workdir: Path) -> TrainResult:
@@ -62,26 +70,42 @@ def train(config: ConfigDict, workdir: Path) -> TrainResult:
     # Everything is checked before anything is written.
     saved = check_workdir(workdir, config)
     run = make_run(config)
-    done = latest_step(workdir)
-    _check_epochs(run, workdir, done)
-    already_finished = done == run.total_steps
+    step = latest_step(workdir) or 0
+    _check_epochs(run, workdir, step)
+    already_finished = step == run.total_steps or _is_stale(run, history.read(workdir, step))
     news = _news(run, saved)
     if not already_finished:
         run.load_data()
 
     write_config(workdir, config)
-    with contextlib.closing(Checkpoints(workdir, best_metric=run.task.best_metric)) as checkpoints:
-        step = run.total_steps if already_finished else _train(run, workdir, checkpoints, news)
+    with contextlib.closing(_checkpoints(run, workdir)) as checkpoints:
+        if not already_finished:
+            step = _train(run, workdir, checkpoints, news)
         best = checkpoints.best
         scores = {} if best is None else checkpoints.metrics(best)
-        return TrainResult(step, run.total_steps, already_finished, best, scores)
+        early = step < run.total_steps and _is_stale(run, history.read(workdir, step))
+        return TrainResult(step, run.total_steps, already_finished, best, scores, early)
 
 
-def _check_epochs(run: Run, workdir: Path, done: int | None) -> None:
+def _checkpoints(run: Run, workdir: Path) -> Checkpoints:
+    return Checkpoints(
+        workdir,
+        best_metric=run.task.best_metric,
+        keep_every_steps=run.config.keep_every_epochs * run.steps_per_epoch,
+    )
+
+
+def _is_stale(run: Run, lines: Sequence[history.Line]) -> bool:
+    """Returns whether a run is to end early; all processes must call this."""
+    patience = run.config.early_stopping_epochs
+    return patience > 0 and any_process(history.is_stale(lines, run.task.best_metric, patience))
+
+
+def _check_epochs(run: Run, workdir: Path, step: int) -> None:
     """Raises InputError if more steps are done than the configuration asks for."""
-    if done is not None and done > run.total_steps:
+    if step > run.total_steps:
         raise InputError(
-            f"{workdir} holds {done} steps, and config.epochs, {run.config.epochs}, are "
+            f"{workdir} holds {step} steps, and config.epochs, {run.config.epochs}, are "
             f"{run.total_steps}: raise it, or choose another --workdir"
         )
 
@@ -118,10 +142,7 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str
     train_step = run.parallel.compile(train_step, donate=True)
     evaluate = make_evaluate(run)
 
-    logs = Logs(
-        workdir, step=start, total=run.total_steps, steps_per_epoch=run.steps_per_epoch,
-        enabled=first_process, unit=run.task.unit_of_speed,
-    )  # fmt: skip
+    logs = _make_logs(run, workdir, start)
     trace = Trace(workdir, enabled=first_process and config.profile)
     meter = Meter(config.batch_size, run.task.unit_of_speed)
     step = start
@@ -161,9 +182,21 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str
             if saves:
                 run.save(checkpoints, step, batches, scores)
                 meter.reset_timer()
-            if stops:
+            if stops or (ends_epoch and _is_stale(run, logs.lines)):
                 break
     return step
+
+
+def _make_logs(run: Run, workdir: Path, start: int) -> Logs:
+    """Returns the logs of a run that begins at step `start`; only one process writes."""
+    return Logs(
+        workdir,
+        step=start,
+        total=run.total_steps,
+        steps_per_epoch=run.steps_per_epoch,
+        enabled=jax.process_index() == 0,
+        unit=run.task.unit_of_speed,
+    )
 
 
 def _describe_run(run: Run, start: int) -> str:

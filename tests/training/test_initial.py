@@ -213,9 +213,9 @@ def test_fewer_epochs_than_are_done(make, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 3
 
 
-def test_texts_come_from_averages_and_frozen_parameters(tmp_path):
+def test_texts_come_from_averages_and_frozen_parameters(tmp_path, unoptimized):
     """`generate` reads a checkpoint: the same parameters as those of the file."""
-    flags = ["epochs=1", "ema_decay=0.9", "freeze=embed"]
+    flags = ["epochs=1", "ema_decay=0.9", "freeze=embed", "model.options.layers=1"]
     config = configs.read("tests/training/tiny_text.py", [f"--config.{flag}" for flag in flags])
     loop.train(config, tmp_path)
     _, model = generation.load(tmp_path)
