@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         parallel.initialize_distributed(flags.coordinator, flags.num_processes, flags.process_id)
     if flags.workdir is None and flags.process_id == 0:
         print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
-    result = loop.train(configuration, workdir)
+    result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
     if flags.process_id == 0:
         _report(result, workdir)
     return 0 if result.is_done else cli.INTERRUPTED

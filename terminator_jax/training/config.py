@@ -423,6 +423,21 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
     ]
 
 
+def changes(config: ConfigDict) -> list[tuple[str, str, str]]:
+    """Lists the fields that are not as in `default_config()`: path, value, and that default.
+
+    Example:
+        >>> changes(override(default_config(), ["--config.epochs=3"]))
+        [('epochs', '3', '30')]
+    """
+    known = dict(_flatten(default_config()))
+    return [
+        (path, _short(value), _short(known[path]) if path in known else "that of the variant")
+        for path, value in _flatten(config)
+        if path not in known or value != known[path]
+    ]
+
+
 def _short(value: Any) -> str:
     """Returns the value as Python writes it, with long tuples shortened."""
     return reprlib.repr(value) if isinstance(value, tuple) else repr(value)

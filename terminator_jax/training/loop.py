@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 
 from terminator_jax.errors import InputError
-from terminator_jax.training import history
+from terminator_jax.training import card, history
 from terminator_jax.training.checkpoint import (
     Checkpoints,
     check_workdir,
@@ -56,12 +56,13 @@ class TrainResult(NamedTuple):
         return self.step == self.total or self.stopped_early
 
 
-def train(config: ConfigDict, workdir: Path) -> TrainResult:
+def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
     """Trains from the last checkpoint, if any, to the last epoch or until a signal asks to stop.
 
     Args:
         config: as `config.read` gives it.
         workdir: the directory of the run; created if there is none.
+        command: what the process was started with, for the card of the run.
 
     Raises:
         InputError: if something does not fit, and then nothing has been written; or if the loss is
@@ -80,7 +81,9 @@ def train(config: ConfigDict, workdir: Path) -> TrainResult:
     write_config(workdir, config)
     with contextlib.closing(_checkpoints(run, workdir)) as checkpoints:
         if not already_finished:
-            step = _train(run, workdir, checkpoints, news)
+            step = _train(run, workdir, checkpoints, news, command)
+        elif not (workdir / card.FILE_NAME).exists():  # a run of an older version
+            card.write(workdir, run, step, history.read(workdir, step))
         best = checkpoints.best
         scores = {} if best is None else checkpoints.metrics(best)
         early = step < run.total_steps and _is_stale(run, history.read(workdir, step))
@@ -128,7 +131,9 @@ def _news(run: Run, saved: ConfigDict | None) -> list[str]:
     return []
 
 
-def _train(run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str]) -> int:
+def _train(
+    run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str], command: str
+) -> int:
     """Trains from the last checkpoint, if any; returns the step at which it stopped."""
     config, first_process = run.config, jax.process_index() == 0
 
@@ -150,6 +155,7 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str
         for line in (_describe_run(run, start), *news):
             logs.info(line)
         _log_baselines(run, logs)
+        card.write(workdir, run, step, logs.lines, command)
 
         # Nothing in the loop waits for the devices, except where the log and checkpoints need it.
         while step < run.total_steps:
@@ -181,6 +187,7 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str
                     run.save_model(workdir, step)
             if saves:
                 run.save(checkpoints, step, batches, scores)
+                card.write(workdir, run, step, logs.lines, command)
                 meter.reset_timer()
             if stops or (ends_epoch and _is_stale(run, logs.lines)):
                 break
