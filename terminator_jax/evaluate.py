@@ -67,6 +67,8 @@ def _print(found) -> None:
         f"step {found.step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
         f"{scores['count']:.0f} {found.unit}"
     )
+    if "ema_accuracy" in scores:
+        print(f"averages: accuracy {scores['ema_accuracy']:.4f}  loss {scores['ema_loss']:.4f}")
     if "confusion" in scores:
         print(
             f"top-5 accuracy {scores['top5_accuracy']:.4f}  "

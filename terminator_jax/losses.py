@@ -37,14 +37,15 @@ def label_smoothing(
 
     Args:
         logits: `(..., classes)`; reduced precision is computed in float32.
-        labels: `(...)` integers in `[0, classes)`. A label above that range gives NaN.
+        labels: `(...)` integers in `[0, classes)`. A label above that range gives NaN. Or the
+            probabilities of the classes, as the logits `(..., classes)`, whose sum is 1.
         epsilon: the share of each label that is spread evenly over the classes, in [0, 1].
 
     Returns:
         The mean over the batch, a scalar.
 
     Raises:
-        TypeError: if the labels are no integers.
+        TypeError: if the labels are neither integers nor floats.
         ValueError: if the shapes do not fit or `epsilon` is out of range.
 
     Examples:
@@ -53,23 +54,31 @@ def label_smoothing(
         >>> logits = jnp.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         >>> print(f"{label_smoothing(logits, jnp.array([0, 1]), epsilon=0.09):.4f}")
         0.4855
+        >>> soft = jnp.array([[0.75, 0.25, 0.0], [0.0, 1.0, 0.0]])
+        >>> print(f"{label_smoothing(logits, soft, epsilon=0.09):.4f}")
+        0.7130
 
     References:
         Szegedy et al, `Rethinking the Inception Architecture for Computer Vision
         <https://arxiv.org/abs/1512.00567>`_, 2015
     """
     logits, labels = _at_least_float32(logits), jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
+    soft = jnp.issubdtype(labels.dtype, jnp.floating)
+    if not soft and not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers or probabilities, got {labels.dtype}")
+    if logits.ndim == 0 or (logits.shape if soft else logits.shape[:-1]) != labels.shape:
+        then = "" if soft else " and then one axis of classes"
         raise ValueError(
-            f"logits must have the labels' shape and then one axis of classes, "
+            f"logits must have the labels' shape{then}, "
             f"got logits {logits.shape} and labels {labels.shape}"
         )
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")
     log_p = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
+    if soft:
+        chosen = jnp.sum(labels.astype(log_p.dtype) * log_p, axis=-1)
+    else:
+        chosen = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
     return -(1 - epsilon) * jnp.mean(chosen) - epsilon * jnp.mean(log_p)
 
 

@@ -48,21 +48,24 @@ def main(arguments: Sequence[str]) -> int:
         parallel.initialize_distributed(flags.coordinator, flags.num_processes, flags.process_id)
     if flags.workdir is None and flags.process_id == 0:
         print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
-    result = loop.train(configuration, workdir)
+    result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
     if flags.process_id == 0:
         _report(result, workdir)
-    return 0 if result.step == result.total else cli.INTERRUPTED
+    return 0 if result.is_done else cli.INTERRUPTED
 
 
 def _report(result, workdir: Path) -> None:
-    if result.step < result.total:
+    if not result.is_done:
         print(f"stopped and saved at step {result.step} of {result.total}; to go on:")
         print(f"    {cli.same_command('terminator_jax.train')}")
         return
     state = "was done already" if result.already_finished else "done"
+    early = f" of {result.total}, as --config.early_stopping_epochs says" * result.stopped_early
+    prefix = "ema_" if "ema_accuracy" in result.best else ""
     print(
-        f"{state}: {result.total} steps; best eval accuracy {result.best['accuracy']:.4f} "
-        f"(loss {result.best['loss']:.4f}) at step {result.best_step}"
+        f"{state}: {result.step} steps{early}; best eval {prefix}accuracy "
+        f"{result.best[prefix + 'accuracy']:.4f} ({prefix}loss "
+        f"{result.best[prefix + 'loss']:.4f}) at step {result.best_step}"
     )
     print(f"checkpoints: {workdir / 'checkpoints'}   logs: {workdir / 'log.jsonl'}")
 

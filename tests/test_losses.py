@@ -50,6 +50,20 @@ def test_label_smoothing_is_cross_entropy_with_smooth_labels(x64, epsilon):
     np.testing.assert_allclose(label_smoothing(logits, labels, epsilon), wanted, rtol=1e-12)
 
 
+def test_label_smoothing_of_soft_labels(x64):
+    """The mean of the losses of the classes, each with its probability."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4))
+    soft = rng.dirichlet(np.ones(4), 6)
+    hard = lambda label: label_smoothing(logits[:1], np.array([label]), 0.1)  # noqa: E731
+    expected = sum(soft[0, label] * hard(label) for label in range(4))
+    np.testing.assert_allclose(label_smoothing(logits[:1], soft[:1], 0.1), expected, rtol=1e-12)
+    labels = rng.integers(0, 4, 6)
+    np.testing.assert_allclose(
+        label_smoothing(logits, np.eye(4)[labels]), label_smoothing(logits, labels), rtol=1e-12
+    )
+
+
 def test_label_smoothing_of_huge_logits_is_finite():
     loss, grad = jax.value_and_grad(label_smoothing)(jnp.array([[1e30, -1e30]]), jnp.array([0]))
     assert np.isfinite(loss)
@@ -68,7 +82,9 @@ def test_label_smoothing_computes_bfloat16_in_float32():
 @pytest.mark.parametrize(
     ("logits", "labels", "epsilon", "error", "message"),
     [
-        (np.zeros((2, 3)), np.zeros(2), 0.1, TypeError, "integers, got float"),
+        (np.zeros((2, 3)), np.zeros(2, bool), 0.1, TypeError, "or probabilities, got bool"),
+        (np.zeros((2, 3)), np.zeros(2), 0.1, ValueError, "logits (2, 3) and labels (2,)"),
+        (np.zeros((2, 3)), np.zeros((2, 4)), 0.1, ValueError, "the labels' shape, got logits (2"),
         (np.zeros((2, 3)), np.zeros(3, int), 0.1, ValueError, "logits (2, 3) and labels (3,)"),
         (np.zeros((2, 3)), np.zeros((2, 1), int), 0.1, ValueError, "labels (2, 1)"),
         (np.zeros(()), np.zeros((), int), 0.1, ValueError, "logits () and labels ()"),

@@ -102,3 +102,99 @@ class RandomFlip(grain.transforms.RandomMap):
         images = element["image"]
         flip = self.process.draw(lambda shape: rng.random(shape) < 0.5, (len(images), 1, 1, 1))
         return {**element, "image": np.where(flip, images[:, :, ::-1], images)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix(grain.transforms.RandomMap):
+    """Mixes each picture with its neighbour in the batch, by MixUp or by CutMix.
+
+    Pictures 0 and 1 are each other's neighbours, 2 and 3, and so on. A batch is in random order, so
+    these are random pairs, and each is in one process.
+
+    MixUp keeps a share of a picture's brightness, drawn from Beta(alpha, alpha), and takes the
+    rest from the neighbour. CutMix puts a box of the neighbour into the picture; its area without
+    what lies outside of the picture is the neighbour's share.
+
+    Args:
+        num_classes: the number of classes.
+        mixup_alpha: alpha of MixUp; 0 for CutMix alone.
+        cutmix_alpha: alpha of CutMix; 0 for MixUp alone. With both, each picture has either with
+            probability 1/2.
+        process: the part of the global batch that the transformation sees.
+
+    Example:
+        >>> batch = {"image": np.full((2, 1, 1, 1), [[[[0]]], [[[100]]]], np.uint8)}
+        >>> batch["label"] = np.array([0, 1], np.int32)
+        >>> mixed = Mix(2, mixup_alpha=1.0).random_map(batch, np.random.default_rng(0))
+        >>> mixed["image"].ravel(), mixed["label"]
+        (array([30, 71], dtype=uint8), array([0, 1], dtype=int32))
+        >>> mixed["soft_label"].round(2)
+        array([[0.7 , 0.3 ],
+               [0.29, 0.71]], dtype=float32)
+
+    References:
+        Zhang et al, `mixup: Beyond Empirical Risk Minimization
+        <https://arxiv.org/abs/1710.09412>`_, 2018; Yun et al, `CutMix
+        <https://arxiv.org/abs/1905.04899>`_, 2019
+    """
+
+    num_classes: int
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    process: Process = ALONE
+
+    def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
+        """The batch with mixed pictures and their shares of the classes.
+
+        `soft_label`, float32 `(batch, num_classes)`, is new; `label` is the class of the larger
+        share.
+
+        Raises:
+            ValueError: if the number of pictures is odd.
+        """
+        images, labels = element["image"], element["label"]
+        if len(images) % 2:
+            raise ValueError(f"pairs are mixed, got {len(images)} pictures")
+        neighbour = np.arange(len(images)) ^ 1
+        own = self._own(images.shape[:3], rng)
+        mixed = own[..., None] * images + (1 - own[..., None]) * images[neighbour]
+        share = own.mean((1, 2))
+        classes = np.eye(self.num_classes, dtype=np.float32)[labels]
+        soft = share[:, None] * classes + (1 - share[:, None]) * classes[neighbour]
+        return {
+            **element,
+            "image": np.rint(mixed).astype(images.dtype),
+            "label": np.where(share >= 0.5, labels, labels[neighbour]),
+            "soft_label": soft,
+        }
+
+    def _own(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+        """The share of each pixel that is a picture's own: float32, `(batch, height, width)`."""
+        count = shape[:1]
+        mixup = cutmix = None
+        if self.mixup_alpha:
+            share = self.process.draw(lambda n: rng.beta(*2 * [self.mixup_alpha], n), count)
+            mixup = np.broadcast_to(share.astype(np.float32)[:, None, None], shape)
+        if self.cutmix_alpha:
+            share = self.process.draw(lambda n: rng.beta(*2 * [self.cutmix_alpha], n), count)
+            centre = self.process.draw(rng.random, (*count, 2))
+            cutmix = 1 - _boxes(1 - share, centre, shape[1:]).astype(np.float32)
+        if mixup is None or cutmix is None:
+            return cutmix if mixup is None else mixup
+        cuts = self.process.draw(rng.random, (*count, 1, 1)) < 0.5
+        return np.where(cuts, cutmix, mixup)
+
+
+def _boxes(area: np.ndarray, centre: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes of a part of a picture's area, as bool `(n, *size)`.
+
+    Args:
+        area: the part, `(n,)`; what lies outside of the picture is cut off.
+        centre: of each box, in [0, 1), `(n, 2)`.
+        size: height and width of a picture.
+    """
+    half = np.sqrt(area)[:, None] / 2
+    low, high = (np.rint((centre + side) * size)[..., None] for side in (-half, half))
+    row, column = (np.arange(length) for length in size)
+    inside = [(low[:, n] <= at) & (at < high[:, n]) for n, at in enumerate((row, column))]
+    return inside[0][:, :, None] & inside[1][:, None, :]

@@ -36,6 +36,7 @@ def train_batches(
     batch_size: int,
     *,
     seed: int,
+    accumulate_steps: int = 1,
     augmentations: Sequence[grain.transforms.RandomMap] = (),
     process: Process = ALONE,
 ) -> grain.DatasetIterator:
@@ -45,6 +46,7 @@ def train_batches(
         pictures: where they come from.
         batch_size: pictures in a batch of all processes together.
         seed: decides order and augmentation, in `[0, 2**32)`.
+        accumulate_steps: batches of one update; an epoch has only whole updates.
         augmentations: applied in this order.
         process: the part of each batch that is made here.
 
@@ -52,11 +54,12 @@ def train_batches(
         An iterator of this process's batches. `get_state()` and `set_state()` save and restore its
         position.
     """
+    dataset = grain.MapDataset.range(len(pictures)).seed(seed).shuffle()
+    if accumulate_steps > 1:  # only then: each operation changes what those after it draw
+        update = batch_size * accumulate_steps
+        dataset = dataset.slice(slice(len(pictures) // update * update))
     dataset = (
-        grain.MapDataset.range(len(pictures))
-        .seed(seed)
-        .shuffle()
-        .batch(batch_size, drop_remainder=True)
+        dataset.batch(batch_size, drop_remainder=True)
         .repeat()
         .map(functools.partial(_read, pictures, process))
     )

@@ -1,4 +1,4 @@
-"""Keeps the last and the best checkpoint of a run, and the configuration beside them.
+"""Keeps checkpoints of a run, the last and the best, and the configuration beside them.
 
     workdir/config.json
     workdir/checkpoints/STEP/{state,batches,metrics}
@@ -6,29 +6,35 @@
 A checkpoint gets its name only when it is whole: one whose writing was cut off is never read.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    EveryNSteps,
+    LatestN,
+)
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
+from terminator_jax.training.history import quality
+from terminator_jax.training.paths import replace_text
 from terminator_jax.training.state import TrainState
-
-# Metrics of which the best checkpoint has the smallest; of others it has the largest.
-LOWER_IS_BETTER = {"loss"}
 
 
 class Checkpoints:
-    """The checkpoints of a run; at most two are kept, that of the last step and the best one.
+    """The checkpoints of a run: those of the last step and the best one, and more if asked for.
 
     Args:
         workdir: the directory of the run.
         best_metric: the metric of an evaluation that decides which is the best: the smallest
             `loss`, or the largest of another metric.
+        keep_every_steps: also those of every so many steps are kept; 0 for none.
         read_only: whether nothing is to be written or removed.
     """
 
@@ -37,14 +43,18 @@ class Checkpoints:
         workdir: Path,
         *,
         best_metric: str = "accuracy",
+        keep_every_steps: int = 0,
         read_only: bool = False,
     ):
-        self._best_metric = best_metric
+        self._quality = functools.partial(quality, best_metric)
         self.directory = workdir.resolve() / "checkpoints"
         best = BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
+        policies = [LatestN(1), best]
+        if keep_every_steps:
+            policies.append(EveryNSteps(keep_every_steps))
         options = ocp.CheckpointManagerOptions(
             best_fn=self._quality,
-            preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
+            preservation_policy=AnyPreservationPolicy(policies),
             create=not read_only,
             read_only=read_only,
             # The next step reuses the memory of the state, which must be written by then.
@@ -53,11 +63,6 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "batches")
         )
-
-    def _quality(self, scores: dict[str, float]) -> float:
-        """Returns what is largest for the best checkpoint."""
-        value = scores[self._best_metric]
-        return -value if self._best_metric in LOWER_IS_BETTER else value
 
     @property
     def latest(self) -> int | None:
@@ -86,7 +91,7 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, batches: dict[str, Any], scores: dict[str, float] | None
     ) -> None:
-        """Writes a checkpoint and removes those that are neither the last nor the best.
+        """Writes a checkpoint and removes those that are not to be kept.
 
         Args:
             step: the number of steps done, which names it.
@@ -185,16 +190,25 @@ def latest_step(workdir: Path) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Raises InputError if `workdir` holds checkpoints of another configuration; writes nothing."""
+def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
+    """Checks that a run with this configuration can go on in `workdir`; writes nothing.
+
+    Returns:
+        The configuration of the checkpoints that are there; None if there are none.
+
+    Raises:
+        InputError: if they are of another configuration.
+    """
     if latest_step(workdir) is None:
-        return
-    differing = configs.differences(read_config(workdir), config)
+        return None
+    saved = read_config(workdir)
+    differing = configs.differences(saved, config)
     if differing:
         raise InputError(
             f"{workdir} holds checkpoints of another configuration: {', '.join(differing)}: "
             "choose another --workdir, or the same fields"
         )
+    return saved
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
@@ -205,6 +219,6 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        config_file(workdir).write_text(configs.to_json(config))
+        replace_text(config_file(workdir), configs.to_json(config))
     except OSError as error:
         raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from error

@@ -15,6 +15,7 @@ changes what it needs:
 import dataclasses
 import difflib
 import json
+import re
 import reprlib
 import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +31,17 @@ from terminator_jax.training.paths import experiment_file
 # The beginning of a flag for an option of the model.
 OPTION_FLAG = "--config.model.options."
 
-# Fields that may differ when a run resumes: they do not change what it computes.
+# Fields that may differ when a run resumes: how long it goes on, and what does not change what it
+# computes.
 RESUMABLE_FIELDS = {
     "checkpoint_every_steps",
+    "early_stopping_epochs",
     "compilation_cache",
     "data.data_dir",
     "data.download",
     "data.in_memory",
+    "epochs",
+    "keep_every_epochs",
     "log_every_steps",
     "profile",
     "remat",
@@ -55,6 +60,8 @@ def default_config() -> ConfigDict:
             seed=0,  # initial parameters, order of the examples, augmentation, dropout
             epochs=30,
             batch_size=64,  # over all devices and processes
+            accumulate_steps=1,  # batches whose gradients are averaged for one update
+            ema_decay=0.0,  # of the moving average of the parameters; 0 for none
             eval_batch_size=64,
             parallel="pmap",  # or "jit", which divides one program of the whole batch
             dtype="float32",  # of the computation: or "bfloat16"; "float64" with JAX_ENABLE_X64=1
@@ -64,6 +71,10 @@ def default_config() -> ConfigDict:
             log_every_steps=20,
             best_metric="",  # of an evaluation, for the best checkpoint; "" is the task's own
             checkpoint_every_steps=500,  # besides the end of each epoch; 0 for only that
+            keep_every_epochs=0,  # checkpoints to keep besides the last and the best; 0 for none
+            early_stopping_epochs=0,  # ends a run after so many without a better one; 0 for never
+            init_from="",  # a run, its model.safetensors or a release's file with the first values
+            freeze="",  # a regular expression: parameters whose names it finds are not trained
             model=dict(
                 name="terminator",
                 variant="cifar",
@@ -84,6 +95,10 @@ def default_config() -> ConfigDict:
                 padding=0,  # pixels by which the random crop may shift; 0 for no crop
                 padding_mode="symmetric",  # or "zeros"
                 flip=False,
+                rand_augment=0,  # operations of RandAugment that change each picture; 0 for none
+                rand_augment_strength=0.3,  # of the largest change by each of them
+                mixup_alpha=0.0,  # of Beta(alpha, alpha), the shares of mixed pictures; 0 for none
+                cutmix_alpha=0.0,  # the same of areas; with both, each picture has one of them
                 sequence=False,  # images become sequences of pixels, row by row
                 permutation=(),  # order of a sequence's pixels; () keeps it
                 grid=(16, 16),  # rows and columns of bytes of a text
@@ -104,6 +119,7 @@ def default_config() -> ConfigDict:
                 beta2=0.95,  # kar2, kar3
                 momentum=0.9,  # sgd
                 weight_decay=1e-4,  # adamw
+                clip_norm=0.0,  # the largest norm of the whole gradient; 0 for any
             ),
         )
     )
@@ -133,6 +149,14 @@ def published_recipe() -> ConfigDict:
     return config
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 _positive = (lambda value: value > 0, "greater than 0")
 _not_negative = (lambda value: value >= 0, "0 or more")
 _unit_interval = (lambda value: 0 <= value < 1, "in [0, 1)")
@@ -141,20 +165,29 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "epochs": _positive,
     "batch_size": _positive,
+    "accumulate_steps": _positive,
+    "ema_decay": _unit_interval,
     "eval_batch_size": _positive,
     "parallel": (lambda value: value in ("pmap", "jit"), "pmap or jit"),
     "dtype": (
         lambda value: value in ("float32", "bfloat16", "float64"),
         "float32, bfloat16 or float64",
     ),
+    "freeze": (_is_pattern, "a regular expression"),
     "log_every_steps": _positive,
     "checkpoint_every_steps": _not_negative,
+    "keep_every_epochs": _not_negative,
+    "early_stopping_epochs": _not_negative,
     "data.resize": _not_negative,
     "data.eval_fraction": (lambda value: 0 < value < 1, "in (0, 1)"),
     "data.split_seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "data.std": (lambda value: all(x > 0 for x in value), "greater than 0"),
     "data.padding": _not_negative,
     "data.padding_mode": (lambda value: value in ("symmetric", "zeros"), "symmetric or zeros"),
+    "data.rand_augment": _not_negative,
+    "data.rand_augment_strength": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "data.mixup_alpha": _not_negative,
+    "data.cutmix_alpha": _not_negative,
     "data.permutation": (
         lambda value: sorted(value) == list(range(len(value))),
         "empty or every number from 0 on once",
@@ -178,6 +211,7 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.beta2": _unit_interval,
     "optimizer.momentum": _unit_interval,
     "optimizer.weight_decay": _not_negative,
+    "optimizer.clip_norm": _not_negative,
 }
 
 
@@ -386,6 +420,21 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
         f"{path} ({_short(old.get(path))} there, {_short(new.get(path))} now)"
         for path in sorted((old | new).keys() - RESUMABLE_FIELDS)
         if old.get(path) != new.get(path)
+    ]
+
+
+def changes(config: ConfigDict) -> list[tuple[str, str, str]]:
+    """Lists the fields that are not as in `default_config()`: path, value, and that default.
+
+    Example:
+        >>> changes(override(default_config(), ["--config.epochs=3"]))
+        [('epochs', '3', '30')]
+    """
+    known = dict(_flatten(default_config()))
+    return [
+        (path, _short(value), _short(known[path]) if path in known else "that of the variant")
+        for path, value in _flatten(config)
+        if path not in known or value != known[path]
     ]
 
 

@@ -20,6 +20,7 @@ from terminator_jax.layers import running
 from terminator_jax.layers.running import is_calibrated
 from terminator_jax.training import config as configs
 from terminator_jax.training import report
+from terminator_jax.training.averages import PREFIX, with_averages
 from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.metrics import Scalars, weighted_means
 from terminator_jax.training.parallel import process_shard
@@ -29,7 +30,10 @@ from terminator_jax.training.step import make_eval_step, make_logits_step
 from terminator_jax.training.tasks import ImageClassification, Task, make_task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
-CHECKPOINT_FIELDS = ("model.", "optimizer.")
+CHECKPOINT_FIELDS = ("model.", "optimizer.", "accumulate_steps ", "ema_decay ", "freeze ")
+
+# Batches of training images that running averages are computed from, at most.
+CALIBRATION_BATCHES = 200
 
 
 class Evaluation(NamedTuple):
@@ -51,6 +55,7 @@ class Evaluation(NamedTuple):
 def make_evaluate(run: Run, statistics: str = "running") -> Callable[[], Scalars]:
     """Returns a function that evaluates the run's state: `loss`, `accuracy` and so on, and `count`.
 
+    With a moving average of the parameters, this is evaluated too: `ema_loss`, `ema_accuracy`.
     Every example counts once. Batches are in order and of one size, so that with the statistics of
     the batch a result can be repeated.
 
@@ -58,14 +63,24 @@ def make_evaluate(run: Run, statistics: str = "running") -> Callable[[], Scalars
         run: the run.
         statistics: see `make_eval_step`.
     """
-    eval_step = run.parallel.compile(make_eval_step(run.task, run.model_def, statistics))
+    decay, eval_step = run.config.ema_decay, make_eval_step(run.task, run.model_def, statistics)
+    steps = {"": run.parallel.compile(eval_step)}
+    if decay:
+        steps[PREFIX] = run.parallel.compile(
+            lambda state, batch: eval_step(with_averages(state, decay), batch)
+        )
 
     def evaluate() -> Scalars:
         size = run.config.eval_batch_size
         batches = pipeline.eval_batches(run.eval_data, size, process=process_shard())
-        return weighted_means(
-            eval_step(run.state, run.parallel.shard_batch(batch)) for batch in batches
-        )
+        shards = map(run.parallel.shard_batch, batches)
+        sums = [{name: step(run.state, shard) for name, step in steps.items()} for shard in shards]
+        scores = {}
+        for prefix in steps:
+            means = weighted_means(part[prefix] for part in sums)
+            count = means.pop("count")
+            scores |= {prefix + name: mean for name, mean in means.items()}
+        return {**scores, "count": count}
 
     return evaluate
 
@@ -142,27 +157,32 @@ def _describe(run: Run, statistics: str, bar: bool) -> dict[str, Any]:
         found = step(run.state, run.parallel.shard_batch(batch))
         logits.append(np.asarray(found)[batch["mask"]])
         labels.append(batch["label"][batch["mask"]])
-    return report.describe(np.concatenate(logits), np.concatenate(labels), run.eval_data.classes)
+    scores = report.describe(np.concatenate(logits), np.concatenate(labels), run.eval_data.classes)
+    if run.config.ema_decay:
+        both = make_evaluate(run, statistics)()
+        scores |= {name: value for name, value in both.items() if name.startswith(PREFIX)}
+    return scores
 
 
 def _model(run: Run) -> nnx.Module:
     """Returns the run's model in the memory of this process."""
     model_state = jax.device_get(run.state.model_state)
-    return run.model_def.merge(run.named_parameters(), model_state)
+    return run.model_def.merge(run.chosen_parameters(), model_state)
 
 
 def _calibrate(run: Run) -> None:
     """Replaces the model's running averages by those of the training images, not augmented."""
     if not isinstance(run.task, ImageClassification):
         raise InputError("--calibrate is for models of images: leave it away")
-    size = min(run.config.batch_size, len(run.train_data))
-    steps = range(len(run.train_data) // size)
-    batches = (run.train_data.read(np.arange(n * size, (n + 1) * size)) for n in steps)
+    data, size = run.train_data, run.config.batch_size
+    rows = np.random.default_rng(run.config.seed).permutation(len(data))
+    steps = range(min(len(data) // size, CALIBRATION_BATCHES))
+    batches = (data.read(np.sort(rows[n * size : (n + 1) * size])) for n in steps)
     # On one device, where there is no axis to average over.
     model = dataclasses.replace(run.task, axis_name=None).make_model()
     nnx.update(model, nnx.state(jax.tree.map(jnp.asarray, _model(run)), nnx.Not(nnx.RngState)))
     running.calibrate(model, (run.task.inputs(batch["image"]) for batch in batches))
-    _, _, model_state = split_model(model)
+    _, _, model_state = split_model(model, run.model_def.trained)
     run.state = run.state._replace(model_state=run.parallel.replicate(model_state))
 
 
@@ -174,9 +194,9 @@ def _resized(run: Run, size: int) -> Run:
     model, changes = model.resized((size, size))
     print(*changes, sep="\n", file=sys.stderr)
     config = run.config.copy_and_resolve_references()
-    config.data.resize = size
+    config.data.resize, config.ema_decay = size, 0.0  # one choice of parameters is left
     task = dataclasses.replace(run.task, config=config, model_config=model.config)
-    model_def, params, model_state = split_model(model)
+    model_def, params, model_state = split_model(model, run.model_def.trained)
     return dataclasses.replace(
         run,
         config=config,

@@ -11,8 +11,10 @@ from flax import nnx
 
 from terminator_jax.errors import InputError
 from terminator_jax.models.decoding import decode
+from terminator_jax.training.averages import PREFIX, averaged_parameters
 from terminator_jax.training.checkpoint import read_config
 from terminator_jax.training.evaluation import open_checkpoint
+from terminator_jax.training.freezing import trained_parameters
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.state import new_state, split_model
 from terminator_jax.training.tasks import MaskedTokens, make_task
@@ -37,11 +39,16 @@ def load(workdir: Path, step: int | None = None) -> tuple[MaskedTokens, nnx.Modu
         raise InputError(f"{workdir} holds a {config.model.name}, which is not for text")
     checkpoints, chosen = open_checkpoint(workdir, step, task)
     tx, _ = make_optimizer(config, steps_per_epoch=1000)  # only the shapes of its state count
-    model_def, params, model_state = split_model(task.make_model())
+    model = task.make_model()
+    trained = trained_parameters(model, config.freeze)
+    model_def, params, model_state = split_model(model, trained)
     state = new_state(params, model_state, tx, config.seed)._replace(params=params)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, _ = checkpoints.restore(chosen, state, sharding)
-    model = model_def.merge(state.params, state.model_state)
+    params = state.params
+    if task.best_metric.startswith(PREFIX):
+        params = model_def.unravel(averaged_parameters(state.opt_state, config.ema_decay))
+    model = model_def.merge(params, state.model_state)
     model.eval()
     return task, model
 

@@ -5,14 +5,16 @@ workdir/events.out.…       the same for TensorBoard
 """
 
 import json
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tqdm
 
+from terminator_jax.training import history
 from terminator_jax.training.metrics import Scalars
+from terminator_jax.training.paths import replace_text
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}  {remaining} left"
 
@@ -27,6 +29,9 @@ class Logs:
         steps_per_epoch: steps in an epoch.
         enabled: whether this process writes; only one of several does.
         unit: what a step's examples are called.
+
+    Attributes:
+        lines: of the log, also those of earlier processes; none if this one does not write.
     """
 
     def __init__(
@@ -41,10 +46,11 @@ class Logs:
     ):
         self._unit, self._workdir, self._start = unit, workdir, step
         self._enabled, self._steps_per_epoch, self._total = enabled, steps_per_epoch, total
-        self._bar, self._writer = None, None
+        self._bar, self._writer, self.lines = None, None, []
         if not enabled:
             return
-        self._file = _open_after(workdir / "log.jsonl", step)
+        self.lines = history.read(workdir, step)
+        self._file = _rewritten(workdir / "log.jsonl", self.lines)
         if sys.stdout.isatty():
             self._bar = tqdm.tqdm(
                 total=total, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True,
@@ -120,6 +126,7 @@ class Logs:
         if not self._enabled:
             return
         line = {"kind": kind, "step": step, "epoch": self._epoch(step), **metrics}
+        self.lines.append(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -131,20 +138,7 @@ def _metric_names(scores: Scalars) -> list[str]:
     return sorted(scores.keys() - {"count"}, key=lambda name: (name != "loss", name))
 
 
-def _open_after(path: Path, step: int) -> Any:
-    """Opens the log for more lines, and drops those that an earlier process wrote after `step`."""
-    kept = []
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    new = path.with_suffix(".new")
-    new.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(new, path)
+def _rewritten(path: Path, lines: Sequence[history.Line]) -> Any:
+    """Opens the log for more lines after these, which leave out what was logged too early."""
+    replace_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
     return path.open("a")
-
-
-def _step_of(line: str) -> float:
-    """Returns the step of a line of the log; infinity for a line that was cut off."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")

@@ -5,12 +5,14 @@ result = train(config.read("experiments/digits.py"), Path("runs/digits"))
 
 import contextlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from terminator_jax.errors import InputError
+from terminator_jax.training import card, history
 from terminator_jax.training.checkpoint import (
     Checkpoints,
     check_workdir,
@@ -19,6 +21,7 @@ from terminator_jax.training.checkpoint import (
 )
 from terminator_jax.training.config import ConfigDict
 from terminator_jax.training.evaluation import make_evaluate
+from terminator_jax.training.initial import initialize
 from terminator_jax.training.interrupt import StopSignals
 from terminator_jax.training.logs import Logs
 from terminator_jax.training.metrics import Meter, Scalars
@@ -37,6 +40,7 @@ class TrainResult(NamedTuple):
         already_finished: whether there was nothing left to do.
         best_step: the step of the best checkpoint, if any epoch was finished.
         best: the scores at that step.
+        stopped_early: whether it ended before, since the evaluations became no better.
     """
 
     step: int
@@ -44,35 +48,92 @@ class TrainResult(NamedTuple):
     already_finished: bool
     best_step: int | None
     best: Scalars
+    stopped_early: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run ended by itself."""
+        return self.step == self.total or self.stopped_early
 
 
-def train(config: ConfigDict, workdir: Path) -> TrainResult:
+def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
     """Trains from the last checkpoint, if any, to the last epoch or until a signal asks to stop.
 
     Args:
         config: as `config.read` gives it.
         workdir: the directory of the run; created if there is none.
+        command: what the process was started with, for the card of the run.
 
     Raises:
         InputError: if something does not fit, and then nothing has been written; or if the loss is
             no longer finite.
     """
     # Everything is checked before anything is written.
-    check_workdir(workdir, config)
+    saved = check_workdir(workdir, config)
     run = make_run(config)
-    already_finished = latest_step(workdir) == run.total_steps
+    step = latest_step(workdir) or 0
+    _check_epochs(run, workdir, step)
+    already_finished = step == run.total_steps or _is_stale(run, history.read(workdir, step))
+    news = _news(run, saved)
     if not already_finished:
         run.load_data()
 
     write_config(workdir, config)
-    with contextlib.closing(Checkpoints(workdir, best_metric=run.task.best_metric)) as checkpoints:
-        step = run.total_steps if already_finished else _train(run, workdir, checkpoints)
+    with contextlib.closing(_checkpoints(run, workdir)) as checkpoints:
+        if not already_finished:
+            step = _train(run, workdir, checkpoints, news, command)
+        elif not (workdir / card.FILE_NAME).exists():  # a run of an older version
+            card.write(workdir, run, step, history.read(workdir, step))
         best = checkpoints.best
         scores = {} if best is None else checkpoints.metrics(best)
-        return TrainResult(step, run.total_steps, already_finished, best, scores)
+        early = step < run.total_steps and _is_stale(run, history.read(workdir, step))
+        return TrainResult(step, run.total_steps, already_finished, best, scores, early)
 
 
-def _train(run: Run, workdir: Path, checkpoints: Checkpoints) -> int:
+def _checkpoints(run: Run, workdir: Path) -> Checkpoints:
+    return Checkpoints(
+        workdir,
+        best_metric=run.task.best_metric,
+        keep_every_steps=run.config.keep_every_epochs * run.steps_per_epoch,
+    )
+
+
+def _is_stale(run: Run, lines: Sequence[history.Line]) -> bool:
+    """Returns whether a run is to end early; all processes must call this."""
+    patience = run.config.early_stopping_epochs
+    return patience > 0 and any_process(history.is_stale(lines, run.task.best_metric, patience))
+
+
+def _check_epochs(run: Run, workdir: Path, step: int) -> None:
+    """Raises InputError if more steps are done than the configuration asks for."""
+    if step > run.total_steps:
+        raise InputError(
+            f"{workdir} holds {step} steps, and config.epochs, {run.config.epochs}, are "
+            f"{run.total_steps}: raise it, or choose another --workdir"
+        )
+
+
+def _news(run: Run, saved: ConfigDict | None) -> list[str]:
+    """Takes initial values from another model, if asked to; returns lines to be printed.
+
+    Args:
+        run: the run, whose state may be replaced.
+        saved: the configuration of its checkpoints, if there are any.
+    """
+    epochs = run.config.epochs
+    if saved is None:
+        return [initialize(run)] if run.config.init_from else []
+    if saved.epochs != epochs:
+        return [
+            f"{epochs} epochs instead of {saved.epochs}: the learning rate goes on as in a run of "
+            f"{epochs}"
+        ]
+    return []
+
+
+def _train(
+    run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str], command: str
+) -> int:
     """Trains from the last checkpoint, if any; returns the step at which it stopped."""
     config, first_process = run.config, jax.process_index() == 0
 
@@ -86,16 +147,15 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints) -> int:
     train_step = run.parallel.compile(train_step, donate=True)
     evaluate = make_evaluate(run)
 
-    logs = Logs(
-        workdir, step=start, total=run.total_steps, steps_per_epoch=run.steps_per_epoch,
-        enabled=first_process, unit=run.task.unit_of_speed,
-    )  # fmt: skip
+    logs = _make_logs(run, workdir, start)
     trace = Trace(workdir, enabled=first_process and config.profile)
     meter = Meter(config.batch_size, run.task.unit_of_speed)
     step = start
     with logs, trace, StopSignals() as signals:
-        logs.info(_describe_run(run, start))
+        for line in (_describe_run(run, start), *news):
+            logs.info(line)
         _log_baselines(run, logs)
+        card.write(workdir, run, step, logs.lines, command)
 
         # Nothing in the loop waits for the devices, except where the log and checkpoints need it.
         while step < run.total_steps:
@@ -127,19 +187,33 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints) -> int:
                     run.save_model(workdir, step)
             if saves:
                 run.save(checkpoints, step, batches, scores)
+                card.write(workdir, run, step, logs.lines, command)
                 meter.reset_timer()
-            if stops:
+            if stops or (ends_epoch and _is_stale(run, logs.lines)):
                 break
     return step
+
+
+def _make_logs(run: Run, workdir: Path, start: int) -> Logs:
+    """Returns the logs of a run that begins at step `start`; only one process writes."""
+    return Logs(
+        workdir,
+        step=start,
+        total=run.total_steps,
+        steps_per_epoch=run.steps_per_epoch,
+        enabled=jax.process_index() == 0,
+        unit=run.task.unit_of_speed,
+    )
 
 
 def _describe_run(run: Run, start: int) -> str:
     """Returns the first line of the log: data, model and devices."""
     config, data = run.config, run.train_data
+    frozen = f" and {run.num_frozen:,} frozen" if config.freeze else ""
     return (
         f"{data.name}: {len(data):,} {run.task.unit}, {config.epochs} epochs of "
         f"{run.steps_per_epoch} steps; {config.model.name} {config.model.variant}: "
-        f"{run.num_parameters:,} parameters; {jax.device_count()} × "
+        f"{run.num_parameters:,} parameters{frozen}; {jax.device_count()} × "
         f"{jax.devices()[0].device_kind}, {config.parallel}; "
         + (f"going on from step {start}" if start else "compiling takes a while")
     )

@@ -1,9 +1,14 @@
 """The optimizer of a run, with its learning rate."""
 
+import inspect
+
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.optim import kar2, kar3
+from terminator_jax.training.averages import average_parameters
 
 # Makes an optimizer from the learning rate and config.optimizer.
 OPTIMIZERS = {
@@ -34,6 +39,30 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer that the configuration names, and its learning rate at each step."""
-    schedule = make_schedule(config, steps_per_epoch)
-    return OPTIMIZERS[config.optimizer.name](schedule, config.optimizer), schedule
+    """Returns the optimizer that the configuration names, and its learning rate at each step.
+
+    Args:
+        config: as `config.read` gives it.
+        steps_per_epoch: a multiple of `config.accumulate_steps`.
+    """
+    steps = config.accumulate_steps
+    schedule = make_schedule(config, steps_per_epoch // steps)
+    tx = OPTIMIZERS[config.optimizer.name](schedule, config.optimizer)
+    if config.optimizer.clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), tx)
+    if config.ema_decay:
+        tx = optax.chain(tx, average_parameters(config.ema_decay))
+    if steps > 1:
+        tx = _accumulate(tx, steps, at_least_float32(jnp.dtype(config.dtype)))
+    return tx, lambda step: schedule(step // steps)
+
+
+def _accumulate(
+    tx: optax.GradientTransformation, steps: int, dtype: jnp.dtype
+) -> optax.GradientTransformation:
+    """Returns an optimizer that updates by the mean of `steps` gradients of `dtype`."""
+    kinds = {}
+    # optax 0.2.8 adds float64 up in float32 unless told not to; versions before cannot be told.
+    if "accumulator_dtype" in inspect.signature(optax.MultiSteps).parameters:
+        kinds = dict(accumulator_dtype=dtype)
+    return optax.MultiSteps(tx, steps, **kinds).gradient_transformation()

@@ -1,4 +1,4 @@
-"""Finds an experiment's file by its name, and the directory that a run writes to.
+"""Finds an experiment's file by its name and a run's directory, and writes files into it.
 
 --config=experiments/cifar10.py    a file, or one of those that come with the package
 --config=cifar10                   the same by its bare name, from any folder
@@ -91,3 +91,13 @@ def local_directory(name: str) -> Path:
             "checkpoints under such a name cannot be read again"
         )
     return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -16,7 +17,9 @@ from terminator_jax.data import pipeline
 from terminator_jax.data.pipeline import Examples
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
+from terminator_jax.training.averages import PREFIX, averaged_parameters
 from terminator_jax.training.checkpoint import Checkpoints
+from terminator_jax.training.freezing import trained_parameters
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.parallel import Parallel, make_parallel, process_shard
 from terminator_jax.training.state import ModelDef, TrainState, new_state, ravel, split_model
@@ -51,8 +54,8 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the training split."""
-        return len(self.train_data) // self.config.batch_size
+        """Batches of the whole updates in the training split."""
+        return steps_per_epoch(self.config, len(self.train_data))
 
     @property
     def total_steps(self) -> int:
@@ -64,9 +67,23 @@ class Run:
         """Values that are trained."""
         return self.state.params.size
 
+    @property
+    def num_frozen(self) -> int:
+        """Values of the parameters that `config.freeze` leaves as they are."""
+        frozen = nnx.filter_state(self.state.model_state, nnx.Param)
+        return sum(leaf.size for leaf in jax.tree.leaves(frozen))
+
     def named_parameters(self) -> nnx.State:
         """Returns the parameters by their names, in the memory of this process."""
         return self.model_def.unravel(jax.device_get(self.state.params))
+
+    def chosen_parameters(self) -> nnx.State:
+        """Returns those that `task.best_metric` is of: the parameters, or their averages."""
+        if not self.task.best_metric.startswith(PREFIX):
+            return self.named_parameters()
+        opt_state = jax.device_get(self.state.opt_state)
+        averages = averaged_parameters(opt_state, self.config.ema_decay)
+        return self.model_def.unravel(np.asarray(averages))
 
     def load_data(self) -> None:
         """Reads all examples into memory, if the configuration says so."""
@@ -80,6 +97,7 @@ class Run:
             self.train_data,
             self.config.batch_size,
             seed=self.config.seed,
+            accumulate_steps=self.config.accumulate_steps,
             augmentations=self.task.augmentations(self.train_data, process),
             process=process,
         )
@@ -113,11 +131,16 @@ class Run:
         """Writes the model alone, for `terminator_jax.load_model`."""
         loading.save_model(
             workdir / loading.FILE_NAME,
-            nnx.merge_state(self.named_parameters(), self.state.model_state),
+            nnx.merge_state(self.chosen_parameters(), self.state.model_state),
             config=configs.to_json(self.config),
             classes=self.train_data.classes,
             step=step,
         )
+
+
+def steps_per_epoch(config: ConfigDict, examples: int) -> int:
+    """Returns how many batches of an epoch make whole updates."""
+    return examples // (config.batch_size * config.accumulate_steps) * config.accumulate_steps
 
 
 def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
@@ -134,14 +157,19 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     task = make_task(config, parallel.axis_name)
 
     train_data, eval_data = task.open(config.data.train_split), task.open(config.data.eval_split)
-    if len(train_data) < config.batch_size:
+    steps = steps_per_epoch(config, len(train_data))
+    if not steps:
         raise InputError(
             f"{train_data.name} has {len(train_data)} {task.unit}, and config.batch_size, "
-            f"{config.batch_size}, must not be larger"
+            f"{config.batch_size}, must not be larger, also times config.accumulate_steps, "
+            f"{config.accumulate_steps}"
         )
 
-    model_def, params, model_state = split_model(task.make_model())
-    tx, schedule = make_optimizer(config, len(train_data) // config.batch_size)
+    task.augmentations(train_data, process_shard())  # says if one does not fit the data
+    model = task.make_model()
+    trained = trained_parameters(model, config.freeze)
+    model_def, params, model_state = split_model(model, trained)
+    tx, schedule = make_optimizer(config, steps)
     params = jax.device_get(params)  # raveled there, without a program for each shape
     state = parallel.replicate(new_state(params, model_state, tx, config.seed))
     return Run(config, parallel, task, train_data, eval_data, model_def, tx, schedule, state)

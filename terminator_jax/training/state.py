@@ -6,7 +6,7 @@ compile: for two small blocks 39 s of CPU time instead of 29. Checkpoints have t
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         params: the parameters as one vector; `ModelDef.unravel` names them.
-        model_state: the model's other variables, such as running averages; often none.
+        model_state: the model's other variables, such as running averages, and frozen parameters.
         opt_state: the state of the optimizer.
         key: the data of the random key that every step derives its own from; it stays the same.
         step: the number of steps done.
@@ -42,6 +42,7 @@ class ModelDef:
         graphdef: the structure of the model.
         streams: shapes and dtypes of its random streams, such as those of `nnx.Dropout`.
         params: shapes and dtypes of its parameters, by their names.
+        trained: the filter of these parameters; others may be frozen.
 
     Example:
         >>> model_def, params, model_state = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
@@ -52,6 +53,7 @@ class ModelDef:
     graphdef: nnx.GraphDef
     streams: nnx.State
     params: nnx.State
+    trained: Any = nnx.Param
 
     def unravel(self, vector: jax.Array) -> nnx.State:
         """Returns the parameters by their names, from all of them as one vector."""
@@ -91,11 +93,18 @@ def _stream(leaf: jax.ShapeDtypeStruct, key: jax.Array, number: int) -> jax.Arra
     return jax.random.split(key, leaf.shape) if leaf.shape else key
 
 
-def split_model(model: nnx.Module) -> tuple[ModelDef, nnx.State, nnx.State]:
-    """Splits a model into its definition, its parameters and its other variables."""
-    graphdef, params, streams, model_state = nnx.split(model, nnx.Param, nnx.RngState, ...)
+def split_model(
+    model: nnx.Module, trained: Any = nnx.Param
+) -> tuple[ModelDef, nnx.State, nnx.State]:
+    """Splits a model into its definition, its parameters and its other variables.
+
+    Args:
+        model: the model.
+        trained: the filter of the parameters; those that it leaves out are other variables.
+    """
+    graphdef, params, streams, model_state = nnx.split(model, trained, nnx.RngState, ...)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (streams, params))
-    return ModelDef(graphdef, *shapes), params, model_state
+    return ModelDef(graphdef, *shapes, trained), params, model_state
 
 
 def new_state(

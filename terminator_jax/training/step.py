@@ -37,7 +37,7 @@ def make_train_step(
             streams = _own_streams(key, task.axis_name)
             model = model_def.merge(params, state.model_state, streams)
             loss, metrics = task.loss(model, batch, nnx.Rngs(dropout=key))
-            _, _, model_state = split_model(model)
+            _, _, model_state = split_model(model, model_def.trained)
             return loss, (metrics, model_state)
 
         params = model_def.unravel(state.params)

@@ -20,9 +20,11 @@ from terminator_jax import losses
 from terminator_jax.data import augment, ngrams, sources, text
 from terminator_jax.data.augment import Process
 from terminator_jax.data.pictures import Pictures, Stored
+from terminator_jax.data.randaugment import RandAugment
 from terminator_jax.errors import InputError
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.training.averages import PREFIX
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -112,8 +114,12 @@ class Task:
 
     @property
     def best_metric(self) -> str:
-        """The metric of an evaluation that decides which checkpoint is the best one."""
-        return self.config.best_metric or self.default_best_metric
+        """The metric of an evaluation that decides which checkpoint is the best one.
+
+        With a moving average of the parameters it is by default the average's.
+        """
+        prefix = PREFIX if self.config.ema_decay else ""
+        return self.config.best_metric or prefix + self.default_best_metric
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -191,13 +197,31 @@ class ImageClassification(Task):
                 )
 
     def augmentations(self, examples: Any, process: Process) -> list[grain.transforms.RandomMap]:
-        """Returns the random crop and the random flip that the configuration asks for."""
-        del examples
+        """Returns the augmentations that the configuration asks for.
+
+        Raises:
+            InputError: if one of them cannot be applied to these pictures or batches.
+        """
         found, data = [], self.config.data
         if data.padding:
             found.append(augment.RandomCrop(data.padding, data.padding_mode, process))
         if data.flip:
             found.append(augment.RandomFlip(process))
+        if data.rand_augment:
+            if examples.dtype != np.uint8 or examples.shape[-1] not in (1, 3):
+                raise InputError(
+                    f"config.data.rand_augment is for pictures of 1 or 3 channels of 8 bits, and "
+                    f"{examples.name} has {examples.shape[-1]} of {8 * examples.dtype.itemsize}"
+                )
+            found.append(RandAugment(data.rand_augment, data.rand_augment_strength, process))
+        if data.mixup_alpha or data.cutmix_alpha:
+            if self.config.batch_size // process.count % 2:
+                raise InputError(
+                    f"config.batch_size is {self.config.batch_size}, and must give each process an "
+                    "even number of pictures: config.data.mixup_alpha and cutmix_alpha mix pairs"
+                )
+            alphas = data.mixup_alpha, data.cutmix_alpha
+            found.append(augment.Mix(examples.num_classes, *alphas, process))
         return found
 
     def inputs(self, images: jax.Array) -> jax.Array:
@@ -222,10 +246,10 @@ class ImageClassification(Task):
         self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, Metrics]:
         """Computes the sum of the terms of the loss, and the training accuracy."""
-        labels = batch["label"]
+        labels = batch.get("soft_label", batch["label"])  # soft ones of mixed pictures
         logits, terms = self.loss_terms(model, self.inputs(batch["image"]), labels, rngs)
         loss = sum(terms.values())
-        accuracy = jnp.mean(is_correct(logits, labels))
+        accuracy = jnp.mean(is_correct(logits, batch["label"]))
         return loss, {"loss": loss, "accuracy": accuracy, **terms}
 
     def loss_terms(
@@ -393,9 +417,10 @@ def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
     """
     if config.dtype == "float64" and not jax.config.jax_enable_x64:
         raise InputError("config.dtype is 'float64', which needs JAX_ENABLE_X64=1")
-    if config.best_metric and config.best_metric not in METRICS:
+    averaged = [PREFIX + name for name in METRICS] if config.ema_decay else []
+    if config.best_metric and config.best_metric not in (names := [*METRICS, *averaged]):
         raise InputError(
-            f"config.best_metric is {config.best_metric!r}, and must be one of {', '.join(METRICS)}"
+            f"config.best_metric is {config.best_metric!r}, and must be one of {', '.join(names)}"
         )
     model = config.model
     try:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from terminator_jax.data import pipeline, sources
-from terminator_jax.data.augment import ALONE, Process, RandomCrop, RandomFlip
+from terminator_jax.data.augment import ALONE, Mix, Process, RandomCrop, RandomFlip
+from terminator_jax.data.randaugment import RandAugment
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,14 @@ def same(first, second):
     return all(
         np.array_equal(a[name], b[name])
         for a, b in zip(first, second, strict=True)
-        for name in ("image", "label", "mask")
+        for name in a.keys() | b.keys()
     )
 
 
 def augmented(pictures, process=ALONE, seed=3):
     augmentations = [RandomCrop(1, "zeros", process), RandomFlip(process)]
+    augmentations += [RandAugment(2, 0.3, process)]
+    augmentations += [Mix(pictures.num_classes, 0.2, 1.0, process)]
     return pipeline.train_batches(
         pictures, 64, seed=seed, augmentations=augmentations, process=process
     )
@@ -117,3 +120,11 @@ def test_a_split_smaller_than_a_batch_is_repeated(numbered):
     [batch] = pipeline.eval_batches(few, 12)
     assert batch["label"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
     assert batch["mask"].sum() == 5
+
+
+def test_an_epoch_has_whole_updates_of_the_examples_of_one_large_batch(numbered):
+    """1437 pictures are 22 updates of 64, or of 8 times 8: for three epochs."""
+    large = take(pipeline.train_batches(numbered, 64, seed=3), 66)
+    small = take(pipeline.train_batches(numbered, 8, seed=3, accumulate_steps=8), 66 * 8)
+    labels = [np.concatenate([batch["label"] for batch in part]) for part in (large, small)]
+    assert np.array_equal(*labels)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from terminator_jax.training import cli
+from terminator_jax.training import cli, tasks
+from terminator_jax.training import config as configs
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
@@ -86,3 +87,17 @@ def run_main(monkeypatch, capsys):
         return ended.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """The configuration of the small model with fields and options changed."""
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+
+    def make(*fields, **options):
+        config = configs.read("tests/training/small.py")
+        with config.unlocked():
+            config.model.options = options
+        return configs.override(config, [f"--config.{field}" for field in fields])
+
+    return make

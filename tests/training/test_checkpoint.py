@@ -71,6 +71,15 @@ def test_of_equals_the_last_is_the_best(state, tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("metric", ["loss", "ema_loss"])
+def test_of_a_loss_the_smallest_is_the_best(state, tmp_path, metric):
+    checkpoints = Checkpoints(tmp_path, best_metric=metric)
+    for step, loss in ((1, 0.5), (2, 0.25), (3, 0.75)):
+        checkpoints.save(step, state, {}, {metric: loss})
+    assert (checkpoints.best, checkpoints.steps) == (2, [2, 3])
+    checkpoints.close()
+
+
 def test_a_state_of_another_shape(run_python):
     """In a process of its own: orbax leaves unfinished tasks behind when a restore fails."""
     run_python(

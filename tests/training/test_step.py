@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop, tasks
 from terminator_jax.training.evaluation import make_evaluate
@@ -16,20 +17,6 @@ from terminator_jax.training.metrics import Meter
 from terminator_jax.training.setup import make_run
 from terminator_jax.training.step import make_train_step
 from terminator_jax.training.trace import Trace
-
-
-@pytest.fixture
-def make(monkeypatch):
-    """The configuration of the small model with fields and options changed."""
-    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
-
-    def make(*fields, **options):
-        config = configs.read("tests/training/small.py")
-        with config.unlocked():
-            config.model.options = options
-        return configs.override(config, [f"--config.{field}" for field in fields])
-
-    return make
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "jit"])
@@ -43,6 +30,23 @@ def test_it_learns_the_digits(make, tmp_path, parallel, capsys):
     scores = {line["step"]: line["accuracy"] for line in lines if line["kind"] == "eval"}
     assert scores[result.best_step] == max(scores.values()) == result.best["accuracy"]
     assert capsys.readouterr().out.count("epoch ") == 10
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_it_learns_from_mixed_pictures(make, tmp_path, parallel):
+    fields = ["mixup_alpha=0.2", "cutmix_alpha=1.0", "rand_augment=1", "rand_augment_strength=0.1"]
+    fields = [f"data.{field}" for field in fields]
+    result = loop.train(make("epochs=10", f"parallel={parallel}", *fields), tmp_path)
+    assert result.best["accuracy"] > 0.75
+    lines = list(map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()))
+    [*_, last] = [line for line in lines if line["kind"] == "train"]
+    assert 0.3 < last["accuracy"] < 0.8  # some of the larger shares are hardly larger
+
+
+def test_an_odd_number_of_pictures_has_no_pairs(make, tmp_path):
+    with pytest.raises(InputError, match=r"config\.batch_size is 63, .* mix pairs"):
+        loop.train(make("batch_size=63", "data.mixup_alpha=1"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradients_are_those_of_the_whole_loss():

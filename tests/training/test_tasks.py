@@ -10,6 +10,8 @@ from flax import nnx
 from nets import filled
 
 from terminator_jax import losses
+from terminator_jax.data.augment import Process
+from terminator_jax.data.pictures import Pictures
 from terminator_jax.errors import InputError
 from terminator_jax.models import Terminator
 from terminator_jax.training import config as configs
@@ -76,6 +78,39 @@ def test_sequences_that_do_not_fit(fields, message):
     config.data.update(fields)
     with pytest.raises(InputError, match=message):
         make_task(config).validate_images((8, 8, 1), 10, "digits train")
+
+
+def test_mixed_pictures_count_by_their_shares():
+    """In the loss; a hit is the class of the larger share."""
+    task = make_task(configs.read("experiments/lambda_digits.py"))
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, 10)), jnp.float32)
+    soft = np.random.default_rng(1).dirichlet(np.ones(10), 6).astype(np.float32)
+    given = {**batch(), "soft_label": jnp.asarray(soft), "label": jnp.asarray(soft.argmax(1))}
+    loss, metrics = task.loss(lambda images: logits, given, None)
+    np.testing.assert_allclose(loss, losses.label_smoothing(logits, soft, 0.09), rtol=1e-6)
+    assert metrics["accuracy"] == np.mean(np.argmax(logits, 1) == soft.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "image", "process", "says"),
+    [
+        (
+            dict(mixup_alpha=1.0),
+            np.zeros((8, 4, 4, 1), np.uint8),
+            Process(0, 64),
+            "is 64, and must",
+        ),
+        (dict(cutmix_alpha=1.0), np.zeros((8, 4, 4, 1), np.uint8), Process(0, 64), "mix pairs"),
+        (dict(rand_augment=1), np.zeros((8, 4, 4, 2), np.uint8), Process(), "and own has 2 of 8"),
+        (dict(rand_augment=1), np.zeros((8, 4, 4, 3), np.uint16), Process(), "and own has 3 of 16"),
+    ],
+)
+def test_augmentations_that_do_not_fit(fields, image, process, says):
+    config = configs.default_config()
+    config.data.update(fields)
+    pictures = Pictures(image, np.zeros(8, np.int32), "own", 10)
+    with pytest.raises(InputError, match=says):
+        make_task(config).augmentations(pictures, process)
 
 
 @pytest.mark.parametrize(

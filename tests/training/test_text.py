@@ -157,6 +157,14 @@ def test_evaluate(run_main, trained):
     assert int(re.search(r"(\d+) hidden bytes", out)[1]) < 0.3 * count
 
 
+def test_the_card_of_a_text(trained):
+    text = (trained[0] / "README.md").read_text()
+    assert "hidden bytes of sonnets test; the best is by `loss`." in text
+    assert "| training | sonnets train | 356 grids of text | 6 × 10 |" in text
+    assert "| `model.options.layers` | `2` | `that of the variant` |" in text
+    assert "classes:" not in text and "python -m terminator_jax.train --config=" in text
+
+
 def test_eight_devices_hide_what_one_does(run_python):
     out = run_python(
         f"""
