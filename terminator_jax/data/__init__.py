@@ -2,7 +2,7 @@
 
 Import the module that you need, so that nothing waits for what it does not use: `sources`,
 `folder`, `digits` and `text` import TFDS, `pipeline`, `augment` and `text` import grain, `errors`,
-`cache`, `pictures` and `ngrams` neither.
+`cache`, `files`, `pictures` and `ngrams` neither.
 
     from terminator_jax.data import pipeline, sources
 

@@ -37,7 +37,9 @@ def read(data: bytes) -> np.ndarray:
     if bits != 16 or interlaced:
         raise ValueError(f"it has {bits} bits{' and is interlaced' * interlaced}: save it plainly")
     size = 2 * CHANNELS[kind]
-    lines = zlib.decompress(b"".join(body for name, body in chunks if name == b"IDAT"))
+    compressed = b"".join(body for name, body in chunks if name == b"IDAT")
+    # No more than the picture has: a small file can claim to hold gigabytes.
+    lines = zlib.decompressobj().decompress(compressed, height * (1 + width * size) + 1)
     rows = np.frombuffer(lines, np.uint8).reshape(height, 1 + width * size)
     filters, pixels = rows[:, :1], rows[:, 1:].reshape(height, width, size)
     planes = [_plane(np.concatenate([filters, pixels[..., n]], 1)) for n in range(size)]

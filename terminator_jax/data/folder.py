@@ -18,40 +18,19 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import tensorflow_datasets as tfds
 
-from terminator_jax.data import deep_png
+from terminator_jax.data.files import OTHERS, SUFFIXES, Header, one_line, read_header, read_picture
 from terminator_jax.data.pictures import Batch, Pictures, load, resized
 from terminator_jax.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-# Other pictures, which are refused: nothing that was meant is left out unseen.
-OTHERS = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 LAYOUT = "CLASS/PICTURE or SPLIT/CLASS/PICTURE, with pictures that end with .png, .jpg or .jpeg"
 # Names that are of splits, so that a folder of pictures without classes is not taken for two.
 SPLITS = {"train", "test", "val", "valid", "validation", "eval"}
 
-# What a picture is read as, by how it is stored; a palette becomes the colours that it stands for.
-READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "I;16": "I;16", "I": "I"}
-CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1, "I": 1}
-ORIENTATION = 0x0112  # of EXIF
-TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
-
 Parts = dict[str, np.ndarray]
-
-
-class Header(NamedTuple):
-    """What is known of a picture before it is decoded."""
-
-    height: int
-    width: int
-    channels: int
-    dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,85 +110,6 @@ def open_own(
     if name.endswith(".npz"):
         return _open_npz(path, split, resize, eval_fraction, split_seed)
     return _open_folder(path, split, resize, eval_fraction, split_seed)
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """Reads a PNG or JPEG file as uint8 or uint16 `(height, width, channels)`.
-
-    Transparency is a channel like the others. A JPEG is turned as its EXIF data says.
-
-    Raises:
-        InputError: if the file cannot be read without changing its values.
-    """
-    try:
-        with path.open("rb") as file, _opened(file) as picture:
-            mode, header = _mode(picture), _header(file, picture)
-            if header.dtype == np.uint16 and header.channels > 1:
-                return deep_png.read(path.read_bytes())
-            upright = PIL.ImageOps.exif_transpose(picture) if _is_jpeg(picture) else picture
-            pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
-            return pixels.astype(header.dtype, copy=False).reshape(header[:3])
-    except Exception as error:  # pillow raises many kinds for a file that is not whole
-        raise InputError(_unreadable(path, error)) from error
-
-
-def _opened(file: BinaryIO) -> PIL.Image.Image:
-    return PIL.Image.open(file, formats=("PNG", "JPEG"))
-
-
-def _is_jpeg(picture: PIL.Image.Image) -> bool:
-    return picture.format in ("JPEG", "MPO")  # MPO: several in one, as some cameras write
-
-
-def _mode(picture: PIL.Image.Image) -> str:
-    """What the picture is to be read as; raises ValueError if that would change its values."""
-    if picture.mode == "P":
-        mode = "RGBA" if "transparency" in picture.info else "RGB"
-    elif picture.mode in READ_AS:
-        mode = READ_AS[picture.mode]
-    else:
-        raise ValueError(f"it is stored as {picture.mode}: convert it to RGB or grey")
-    if getattr(picture, "n_frames", 1) > 1 and not _is_jpeg(picture):
-        raise ValueError("it is animated: keep one of its pictures")
-    return mode
-
-
-def _header(file: BinaryIO, picture: PIL.Image.Image) -> Header:
-    width, height = picture.size
-    if _is_jpeg(picture) and picture.getexif().get(ORIENTATION) in TURNED:
-        width, height = height, width
-    channels, bits = CHANNELS[_mode(picture)], 8
-    if picture.format == "PNG":
-        bits, colours = _stored(file)
-        channels = deep_png.CHANNELS[colours] if bits == 16 else channels
-    return Header(height, width, channels, np.dtype(np.uint16 if bits == 16 else np.uint8))
-
-
-def _stored(file: BinaryIO) -> tuple[int, int]:
-    """Bits a channel and kind of colours of a PNG file, which pillow may show as others."""
-    place = file.tell()
-    file.seek(24)
-    bits, colours = file.read(2)
-    file.seek(place)
-    return bits, colours
-
-
-def _read_header(path: Path) -> Header:
-    try:
-        with path.open("rb") as file, _opened(file) as picture:
-            return _header(file, picture)
-    except Exception as error:
-        raise InputError(_unreadable(path, error)) from error
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return f"{path} cannot be read: it is no whole PNG or JPEG file"
-    return f"{path} cannot be read: {_one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _open_folder(
@@ -308,7 +208,7 @@ def _chosen(split: str, parts: Parts, path: Path) -> np.ndarray:
 
 def _shape(files: Sequence[Path], resize: int) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of the pictures; raises InputError if they differ."""
-    headers = [_read_header(path) for path in files]
+    headers = [read_header(path) for path in files]
     first = headers[0]
     for path, header in zip(files, headers, strict=True):
         if header[2:] != first[2:]:
@@ -361,7 +261,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         zlib.error,
     ) as error:
         raise InputError(
-            f"{path} cannot be read as an .npz of arrays: {_one_line(error)}"
+            f"{path} cannot be read as an .npz of arrays: {one_line(error)}"
         ) from error
     if not {"image", "label"} <= found.keys():
         raise InputError(f"{path} must have the arrays 'image' and 'label', and has {held}")

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from terminator_jax.data import folder, sources
+from terminator_jax.data import files, folder, sources
 from terminator_jax.data.pictures import resized
 from terminator_jax.errors import InputError
 
@@ -136,7 +136,7 @@ def test_parts_of_splits(numbered):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_channels_are_kept(tmp_path, channels):
     image = noise((5, 7, channels))
-    assert np.array_equal(folder.read_picture(save(tmp_path / "a.png", image)), image)
+    assert np.array_equal(files.read_picture(save(tmp_path / "a.png", image)), image)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -155,22 +155,22 @@ def test_16_bits_are_kept(tmp_path, channels):
 def test_other_kinds_of_png_and_jpeg(tmp_path):
     colours = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(4, 1).repeat(8, 0)
     palette = save(tmp_path / "palette.png", colours, "P")
-    assert np.array_equal(folder.read_picture(palette), colours)
+    assert np.array_equal(files.read_picture(palette), colours)
     with PIL.Image.open(palette) as picture:
         assert picture.mode == "P"
         picture.save(palette, transparency=picture.getpixel((0, 0)))
     alpha = np.where(colours[..., :1] == 255, 0, 255)
-    assert np.array_equal(folder.read_picture(palette), np.concatenate([colours, alpha], -1))
+    assert np.array_equal(files.read_picture(palette), np.concatenate([colours, alpha], -1))
     bits = save(tmp_path / "bits.png", colours[..., :1], "1")
-    assert np.array_equal(folder.read_picture(bits), colours[..., :1])
+    assert np.array_equal(files.read_picture(bits), colours[..., :1])
     jpeg = tmp_path / "turned.jpg"
     exif = PIL.Image.Exif()
-    exif[folder.ORIENTATION] = 6  # the camera was turned
+    exif[files.ORIENTATION] = 6  # the camera was turned
     PIL.Image.fromarray(colours).save(jpeg, exif=exif, quality=100, subsampling=0)
-    read = folder.read_picture(jpeg).astype(int)
+    read = files.read_picture(jpeg).astype(int)
     assert read.shape == (8, 8, 3)
     assert np.abs(read - np.rot90(colours, -1)).max() < 30
-    [header] = {folder._read_header(jpeg)}
+    [header] = {files.read_header(jpeg)}
     assert header == (8, 8, 3, np.uint8)
 
 
