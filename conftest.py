@@ -1,6 +1,7 @@
 """What all tests share: strict settings, float64 where a test asks for it, several devices."""
 
 import atexit
+import importlib
 import os
 import shutil
 import subprocess
@@ -88,5 +89,20 @@ def run_python():
         if done.returncode:
             pytest.fail(f"process ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Runs a command in this process: exit code, stdout and stderr."""
+    from terminator_jax.training import cli
+
+    def run(module, *arguments):
+        main = importlib.import_module(f"terminator_jax.{module}").main
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(main)
+        return ended.value.code, *capsys.readouterr()
 
     return run

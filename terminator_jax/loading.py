@@ -12,6 +12,7 @@ the file's metadata the configuration, the names of the classes and the step.
 import dataclasses
 import functools
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class LoadedModel:
           ValueError: for images of another shape, or a model that is not for images.
         """
         size = self.config["eval_batch_size"]
-        images = self._checked(images)
+        images = self.check(images)
         settings = tuple(
             (name, self.config["data"][name]) for name in ("mean", "std", "sequence", "permutation")
         )
@@ -82,24 +83,52 @@ class LoadedModel:
             return np.zeros((0, self.model_config.num_classes), np.float32)
         return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
 
-    def _checked(self, images: np.ndarray | jax.Array) -> np.ndarray:
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a picture; sequences are squares, or rows if they are none.
+
+        Raises:
+          ValueError: for a model that is not for images.
+        """
         shape = self.model_config
         if not hasattr(shape, "num_classes"):
             raise ValueError(
                 f"a {self.config['model']['name']} has no logits of images: call loaded.model"
             )
+        if len(shape.size) == 2:
+            return (*shape.size, shape.channels)
+        [length] = shape.size
+        side = math.isqrt(length)
+        return (side, side, shape.channels) if side**2 == length else (1, length, shape.channels)
+
+    def inputs(self, images: jax.Array) -> jax.Array:
+        """Computes what the model sees of images: normalized, and as a sequence if it is for those.
+
+        It is pure, for `jax.jit` and `jax.export`.
+
+        Args:
+          images: as those of `logits`.
+        """
+        data = self.config["data"]
+        return preprocess(
+            images, mean=data["mean"], std=data["std"], sequence=data["sequence"],
+            permutation=data["permutation"], dtype=at_least_float32(self.config["dtype"]),
+        )  # fmt: skip
+
+    def check(self, images: np.ndarray | jax.Array) -> np.ndarray:
+        """Returns images as a NumPy array; raises what `logits` raises if they do not fit."""
+        wanted = self.picture_shape
         images = np.asarray(images)
-        if not np.issubdtype(images.dtype, np.unsignedinteger):
+        if images.dtype not in (np.uint8, np.uint16):
             raise TypeError(f"expected images of uint8 or uint16, got {images.dtype}")
-        wanted = (*shape.size, shape.channels)
-        got = images.shape[1:]
-        if self.config["data"]["sequence"] and len(got) == 3:
-            got = (got[0] * got[1], got[2])
-        if images.ndim != 4 or got != wanted:
-            expected = "pixels, channels" if len(shape.size) == 1 else "height, width, channels"
+        fits = images.ndim == 4 and images.shape[1:] == wanted
+        if self.config["data"]["sequence"] and images.ndim == 4:
+            pixels = math.prod(images.shape[1:3])
+            fits = (pixels, images.shape[3]) == (math.prod(wanted[:2]), wanted[2])
+        if not fits:
             raise ValueError(
-                f"expected images (batch, height, width, channels) with ({expected}) = {wanted},"
-                f" got {images.shape}"
+                "expected images (batch, height, width, channels) with (height, width, channels)"
+                f" = {wanted}, got {images.shape}"
             )
         return images
 

@@ -149,4 +149,4 @@ def _stored(file: BinaryIO) -> tuple[int, int]:
 def _unreadable(name: str | Path, error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
         return f"{name} cannot be read: it is no whole PNG or JPEG file"
-    return f"{name} cannot be read: {one_line(error)}"
+    return f"{name} cannot be read: {getattr(error, 'strerror', None) or one_line(error)}"

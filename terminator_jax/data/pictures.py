@@ -92,14 +92,57 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
         >>> resized(image, 1)
         array([[[2000]]], dtype=uint16)
     """
-    if not side or image.shape[:2] == (side, side):
+    return _scaled(image, (side, side)) if side else image
+
+
+LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.601
+
+
+def fitted(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns a picture with another size and other colours: what a model was made for.
+
+    It is stretched to the size. Transparent parts become white, colours grey and grey colours.
+
+    Args:
+        image: uint8 or uint16, `(height, width, channels)`.
+        shape: height, width and channels of the result.
+
+    Raises:
+        ValueError: if the channels are neither the same nor of a grey or a coloured picture.
+
+    Example:
+        >>> red = np.array([[[255, 0, 0, 255]]], np.uint8)
+        >>> fitted(red, (2, 2, 1))[..., 0].tolist()
+        [[76, 76], [76, 76]]
+    """
+    have, wanted = image.shape[-1], shape[-1]
+    if have != wanted:
+        if have not in (1, 2, 3, 4) or wanted not in (1, 3):
+            raise ValueError(f"it has {have} channels, and the model is for {wanted}")
+        image = _coloured(image, wanted)
+    return _scaled(image, shape[:2])
+
+
+def _coloured(image: np.ndarray, channels: int) -> np.ndarray:
+    """Turns grey or colours, with alpha or without, to grey (1 channel) or colours (3)."""
+    values, white = image.astype(np.float64), np.iinfo(image.dtype).max
+    if image.shape[-1] in (2, 4):
+        alpha = values[..., -1:] / white
+        values = values[..., :-1] * alpha + white * (1 - alpha)
+    if values.shape[-1] > channels:
+        values = (values @ LUMA)[..., None]
+    return np.rint(np.repeat(values, channels // values.shape[-1], -1)).astype(image.dtype)
+
+
+def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[:2] == size:
         return image
-    return np.stack([_scaled(channel, side) for channel in np.moveaxis(image, -1, 0)], axis=-1)
+    return np.stack([_scaled_channel(plane, size) for plane in np.moveaxis(image, -1, 0)], axis=-1)
 
 
-def _scaled(channel: np.ndarray, side: int) -> np.ndarray:
+def _scaled_channel(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """One channel: 8 bits as integers, 16 bits as floats, which pillow scales both."""
     wide = channel.dtype != np.uint8
     picture = PIL.Image.fromarray(channel.astype(np.float32) if wide else channel)
-    scaled = np.asarray(picture.resize((side, side), PIL.Image.Resampling.BILINEAR))
+    scaled = np.asarray(picture.resize(size[::-1], PIL.Image.Resampling.BILINEAR))
     return np.rint(scaled).astype(channel.dtype) if wide else scaled

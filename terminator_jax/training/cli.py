@@ -6,13 +6,17 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import logging
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import paths
 
+if TYPE_CHECKING:
+    from terminator_jax.loading import LoadedModel
+
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -47,10 +51,15 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}: --help lists the flags")
 
 
-def run(command: Callable[[Sequence[str]], int]) -> NoReturn:
+def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn:
     """Runs a command with the process's arguments and ends the process with its exit code.
 
-    An `InputError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    An `InputError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130. When nobody
+    reads the output any more, as after `| head`, the command ends with exit code 1.
+
+    Args:
+        command: takes the arguments and returns the exit code.
+        extra: the extra of this package that installs what the command imports.
     """
     logging.set_verbosity(logging.ERROR)  # TFDS and orbax log much
     try:
@@ -58,6 +67,15 @@ def run(command: Callable[[Sequence[str]], int]) -> NoReturn:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
+    except ModuleNotFoundError as error:
+        if not extra:
+            raise
+        package, hint = error.name.partition(".")[0], f"pip install 'terminator-jax[{extra}]'"
+        print(f"error: {package} is not installed: {hint}", file=sys.stderr)
+        code = FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        code = FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -75,6 +93,25 @@ def run_directory(flags: argparse.Namespace) -> Path:
     if directory is None:
         directory = str(paths.default_workdir(flags.config))
     return paths.local_directory(directory)
+
+
+def load_model(path: str) -> "LoadedModel":
+    """Loads the trained model that a command line names, which must be one for pictures.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from terminator_jax import loading
+    from terminator_jax.training import compilation_cache
+
+    try:
+        loaded = loading.load_model(Path(path).expanduser())
+        _ = loaded.picture_shape
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if loaded.config.get("compilation_cache"):
+        compilation_cache.enable()
+    return loaded
 
 
 def same_command(module: str) -> str:

@@ -1,6 +1,5 @@
 """What the tests of the training application share."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -8,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from terminator_jax.training import cli, tasks
 from terminator_jax.training import config as configs
+from terminator_jax.training import tasks
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
@@ -73,20 +72,6 @@ def command():
 @pytest.fixture(scope="session")
 def make_command():
     return Command
-
-
-@pytest.fixture
-def run_main(monkeypatch, capsys):
-    """Runs a command in this process: exit code, stdout and stderr."""
-
-    def run(module, *arguments):
-        main = importlib.import_module(f"terminator_jax.{module}").main
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.run(main)
-        return ended.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

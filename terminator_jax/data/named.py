@@ -1,0 +1,148 @@
+"""Reads the pictures that a command line names.
+
+They are in files, in folders, in arrays, or come by standard input.
+"""
+
+import glob
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from terminator_jax.data.files import OTHERS, SUFFIXES, decode_picture, one_line, read_picture
+from terminator_jax.errors import InputError
+
+Named = tuple[str, np.ndarray]
+
+ARRAY = ".npy"
+STDIN = "-"
+# What the content of a file begins with.
+PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+ARRAYS = b"\x93NUMPY"
+ARRAY_SHAPES = "(height, width, channels) or (pictures, height, width, channels)"
+
+
+def read_named(
+    paths: Sequence[str],
+    stdin: BinaryIO,
+    *,
+    channels: int,
+    report: Callable[[str], None],
+    others: list[str],
+) -> Iterator[Named]:
+    """Reads pictures one after the other; what cannot be read is reported and left out.
+
+    Args:
+        paths: pictures, `.npy` files, folders, which are read with all that is below them, patterns
+            such as `"*.png"`, or `-` for standard input: the bytes of a picture or of an `.npy`, or
+            else such paths, one a line.
+        stdin: standard input.
+        channels: of a picture. An `.npy` of three axes holds grey pictures if this is 1 and its
+            last axis is longer, and otherwise one picture.
+        report: called with a line on each thing that cannot be read.
+        others: files in folders that are no pictures by their names are added to it.
+
+    Yields:
+        The name and the picture, uint8 or uint16 `(height, width, channels)`.
+    """
+    for path in paths:
+        try:
+            if path == STDIN:
+                yield from _read_stdin(stdin, channels, report, others)
+            else:
+                yield from _read_path(path, channels, report, others)
+        except InputError as error:
+            report(str(error))
+
+
+def _read_stdin(stdin: BinaryIO, channels: int, report: Callable, others: list) -> Iterator[Named]:
+    data = stdin.read()
+    if data.startswith(PICTURES):
+        yield STDIN, decode_picture(data, "standard input")
+    elif data.startswith(ARRAYS):
+        yield from _rows(STDIN, lambda: np.lib.format.read_array(io.BytesIO(data)), channels)
+    else:
+        try:
+            lines = data.decode().splitlines()
+        except UnicodeDecodeError:
+            lines = []
+        if not any(lines) or b"\0" in data:
+            raise InputError(
+                "standard input is no picture (PNG, JPEG), no .npy and no list of files"
+            )
+        for line in filter(None, lines):
+            try:
+                yield from _read_path(line, channels, report, others)
+            except InputError as error:
+                report(str(error))
+
+
+def _read_path(name: str, channels: int, report: Callable, others: list) -> Iterator[Named]:
+    for path in _files(name, report, others):
+        try:
+            if path.suffix.lower() == ARRAY:
+                yield from _rows(path, lambda p=path: np.lib.format.open_memmap(p, "r"), channels)
+            else:
+                yield str(path), read_picture(path)
+        except InputError as error:
+            report(str(error))
+
+
+def _files(name: str, report: Callable, others: list) -> Iterator[Path]:
+    """The files that a path means."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = list(_below(path, report, others))
+        if not found:
+            raise InputError(f"{path} holds no pictures")
+        yield from found
+    elif os.path.lexists(path) or not glob.has_magic(name):
+        yield path
+    else:
+        found = sorted(glob.glob(str(path), recursive=True))
+        if not found:
+            raise InputError(f"no file is named like {name}")
+        for match in map(Path, found):
+            yield from _below(match, report, others) if match.is_dir() else [match]
+
+
+def _below(root: Path, report: Callable, others: list) -> Iterator[Path]:
+    """The pictures and arrays below a folder in the order of their names, hidden ones left out."""
+    seen = set()
+    refuse = lambda error: report(f"{error.filename} cannot be read: {error.strerror}")  # noqa: E731
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(folder))  # a link can lead back to where it lies
+        folders[:] = sorted(
+            name for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
+        )  # fmt: skip
+        for file in sorted(name for name in files if not name.startswith(".")):
+            path = Path(folder) / file
+            if path.suffix.lower() in (*SUFFIXES, ARRAY):
+                yield path
+            elif path.suffix.lower() in OTHERS:
+                report(f"{path} cannot be read: convert it to .png")
+            else:
+                others.append(str(path))
+
+
+def _rows(name: str | Path, load: Callable[[], np.ndarray], channels: int) -> Iterator[Named]:
+    """The pictures of an array, read one by one."""
+    try:
+        array = load()
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{name} cannot be read as an array: {one_line(error)}") from error
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise InputError(f"{name} must hold uint8 or uint16, and holds {array.dtype}")
+    single = array.ndim == 2 or (array.ndim == 3 and not 1 == channels < array.shape[-1])
+    batch = array[None] if single else array
+    if array.ndim in (2, 3) and batch.ndim == 3:
+        batch = batch[..., None]
+    if batch.ndim != 4 or 0 in batch.shape:
+        raise InputError(f"{name} must hold {ARRAY_SHAPES}, and holds {array.shape}")
+    for index, picture in enumerate(batch):
+        image = picture.astype(picture.dtype.newbyteorder("="))
+        yield (str(name) if single else f"{name}[{index}]"), np.asarray(image)
