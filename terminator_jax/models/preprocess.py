@@ -38,5 +38,5 @@ def preprocess(
     mean, std = (jnp.asarray(x, dtype)[None, None, None] for x in (mean, std))
     x = (images.astype(dtype) / jnp.iinfo(images.dtype).max - mean) / std
     if sequence:
-        x = x.reshape(len(x), -1, x.shape[-1])
+        x = x.reshape(x.shape[0], -1, x.shape[-1])  # len() takes no batch of unknown size
     return x[:, np.array(permutation)] if permutation else x

@@ -32,7 +32,7 @@ class Small(nnx.Module):
         self.linear = nnx.Linear(inputs, config.num_classes, **kinds)
 
     def __call__(self, pictures):
-        x = pictures.reshape(len(pictures), -1)
+        x = pictures.reshape(pictures.shape[0], -1)  # len() takes no batch of unknown size
         x = self.norm(x) if hasattr(self, "norm") else x
         return self.linear(self.dropout(x))
 

@@ -1,0 +1,54 @@
+"""Exports a trained model for other programs. See `--help`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from terminator_jax.errors import InputError
+from terminator_jax.training import cli
+
+DESCRIPTION = """\
+Exports the trained model of a run as a file that other programs run.
+
+    python -m terminator_jax.export runs/digits digits.zip            # for JAX alone
+    python -m terminator_jax.export runs/digits digits.safetensors    # for load_model
+
+MODEL is the directory of a run, or its file model.safetensors. The format is that of OUT's name:
+
+    stablehlo    a zip (the default): the program by jax.export for CPU, CUDA and TPU and any batch,
+                 its classes, size and normalization in JSON, and the lines that load it
+    safetensors  the weights, with the configuration as metadata
+
+The program takes pictures as they are stored, uint8, and gives logits.
+"""
+SUFFIXES = {".zip": "stablehlo", ".safetensors": "safetensors"}
+BITS = {8: "uint8", 16: "uint16"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the flags and writes the file; returns the exit code."""
+    parser = cli.Parser(DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="a run's directory, or a .safetensors file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument("--format", choices=SUFFIXES.values(), help="default: by the name of OUT")
+    parser.add_argument(
+        "--bits", type=int, choices=BITS, default=8, help="of a picture's values (default: 8)"
+    )
+    flags = parser.parse_args(arguments)
+    form = flags.format or SUFFIXES.get(flags.out.suffix, "stablehlo")
+    # Imports JAX, which --help and a wrong flag need not wait for.
+    from terminator_jax import exporting
+
+    loaded, dtype = cli.load_model(flags.model), BITS[flags.bits]
+    try:
+        if form == "safetensors":
+            exporting.copy_safetensors(Path(flags.model).expanduser(), flags.out)
+        else:
+            exporting.write_stablehlo(loaded, flags.out, dtype=dtype)
+    except OSError as error:
+        raise InputError(f"{flags.out} cannot be written: {error.strerror}") from error
+    print(f"{flags.out}: {form}, {flags.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, extra="export")

@@ -1,0 +1,98 @@
+"""Writes trained models as files that other programs run.
+
+What is written takes pictures as uint8 and gives logits: normalization is inside.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flatbuffers  # noqa: F401  jax.export needs it, and says so late
+import jax
+import numpy as np
+from jax import export
+
+import terminator_jax
+from terminator_jax.loading import FILE_NAME, LoadedModel
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+ABOUT, PROGRAM, README = "model.json", "model.stablehlo", "README.txt"
+LINES = f"""\
+A trained classifier of pictures. With jax, numpy and flatbuffers installed:
+
+    import json, zipfile
+    import jax.export, numpy as np
+
+    with zipfile.ZipFile("NAME") as file:
+        about = json.loads(file.read("{ABOUT}"))
+        model = jax.jit(jax.export.deserialize(file.read("{PROGRAM}")).call)
+    logits = model(pictures)  # DTYPE, (batch, SHAPE); any batch
+    names = [about["classes"][n] for n in np.argmax(logits, -1)]
+"""
+
+
+def write_stablehlo(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
+    """Writes a zip of the program by `jax.export`, what it is in JSON, and the lines that load it.
+
+    The program is for CPU, CUDA and TPU, and for any batch.
+
+    Args:
+        loaded: the model.
+        file: the zip.
+        dtype: of pictures, uint8 or uint16.
+    """
+    dtype = np.dtype(dtype)
+    [batch] = export.symbolic_shape("batch")
+    pictures = jax.ShapeDtypeStruct((batch, *loaded.picture_shape), dtype)
+    exported = export.export(jax.jit(logits_of(loaded)), platforms=PLATFORMS)(pictures)
+    shape = ", ".join(map(str, loaded.picture_shape))
+    lines = LINES.replace("NAME", file.name).replace("DTYPE", dtype.name).replace("SHAPE", shape)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(README, lines)
+            archive.writestr(ABOUT, json.dumps(describe(loaded, dtype), indent=2) + "\n")
+            archive.writestr(PROGRAM, bytes(exported.serialize()))
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def copy_safetensors(model: Path, file: Path) -> None:
+    """Copies the weights of a run, with the configuration in their metadata.
+
+    Args:
+        model: the directory of the run, or its file.
+        file: the copy.
+    """
+    source = model if model.suffix == ".safetensors" else model / FILE_NAME
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_bytes(source.read_bytes())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def logits_of(loaded: LoadedModel) -> Callable[[jax.Array], jax.Array]:
+    """Returns the pure function from pictures, as they are stored, to logits."""
+    return lambda images: loaded.model(loaded.inputs(images))
+
+
+def describe(loaded: LoadedModel, dtype: np.dtype) -> dict[str, Any]:
+    """Returns what a user of the file wants to know, as JSON takes it."""
+    data = loaded.config["data"]
+    return {
+        "classes": loaded.classes,
+        "input": {"dtype": dtype.name, "shape": ["batch", *loaded.picture_shape]},
+        "output": {"name": "logits", "shape": ["batch", loaded.model_config.num_classes]},
+        # What the program does first.
+        "normalization": {"largest": np.iinfo(dtype).max, "mean": data["mean"], "std": data["std"]},
+        "platforms": PLATFORMS,
+        "model": loaded.config["model"],
+        "step": loaded.step,
+        "versions": {"jax": jax.__version__, "terminator_jax": terminator_jax.__version__},
+    }

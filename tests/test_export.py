@@ -1,0 +1,118 @@
+"""Exported files give the same logits where nothing of this package is installed."""
+
+import json
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import runs
+from jax import export
+
+import terminator_jax
+from terminator_jax import exporting
+
+IMAGES, _ = runs.pictures()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A small Terminator with its initial values."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return runs.write(folder, runs.tests_config("tiny"))
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    """It takes pictures as sequences."""
+    return runs.write_linear(tmp_path_factory.mktemp("runs") / "linear", "data.sequence=True")
+
+
+def lines_of(file):
+    """The Python in the README of an exported file, which the documentation shows too."""
+    with zipfile.ZipFile(file) as archive:
+        readme = archive.read("README.txt").decode()
+    return "\n".join(line[4:] for line in readme.splitlines() if line.startswith("    "))
+
+
+def test_stablehlo_where_only_jax_is_installed(
+    workdir, run_main, run_python, unoptimized, tmp_path
+):
+    """By the lines in the file; batches of several sizes with one program."""
+    file = tmp_path / "tiny.zip"
+    code, out, _ = run_main("export", workdir, file)
+    assert code == 0 and out.startswith(f"{file}: stablehlo, ")
+    np.savez(tmp_path / "pictures.npz", *(IMAGES[:n] for n in (1, 5)))
+    lines = lines_of(file).replace('"tiny.zip"', repr(str(file)))
+    code = [
+        "import sys",
+        "blocked = ['absl', 'flax', 'optax', 'orbax', 'safetensors', 'terminator_jax', 'PIL']",
+        "sys.modules.update(dict.fromkeys(blocked))",
+        "import numpy as np",
+        f"stored = np.load({str(tmp_path / 'pictures.npz')!r})",
+        "found = []",
+        "for pictures in stored.values():",
+        *("    " + line for line in lines.splitlines()),
+        "    assert len(names) == len(pictures) and set(names) <= set('0123456789')",
+        "    found.append(logits)",
+        f"np.savez({str(tmp_path / 'logits.npz')!r}, *found)",
+    ]
+    run_python("\n".join(code), optimize=False)
+    loaded = terminator_jax.load_model(workdir)
+    expected = jax.jit(exporting.logits_of(loaded))
+    for count, logits in zip((1, 5), np.load(tmp_path / "logits.npz").values(), strict=True):
+        np.testing.assert_allclose(logits, expected(IMAGES[:count]), atol=1e-3)
+
+
+def test_the_file_says_what_it_is(linear, run_main, tmp_path):
+    file = tmp_path / "linear"
+    code, _, _ = run_main("export", linear, file, "--format=stablehlo", "--bits=16")
+    with zipfile.ZipFile(file) as archive:
+        about = json.loads(archive.read("model.json"))
+        program = archive.read("model.stablehlo")
+    assert code == 0 and about["classes"] == list(runs.DIGITS) and about["step"] == 7
+    assert about["input"] == {"dtype": "uint16", "shape": ["batch", 8, 8, 1]}
+    assert about["normalization"] == {"largest": 65535, "mean": [0.305], "std": [0.376]}
+    exported = export.deserialize(bytearray(program))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert str(exported.in_avals) == "(ShapedArray(uint16[batch,8,8,1]),)"
+
+
+def test_safetensors(linear, run_main, tmp_path):
+    file = tmp_path / "copy.safetensors"
+    code, out, _ = run_main("export", linear, file)
+    assert code == 0 and out.startswith(f"{file}: safetensors, ")
+    copy, loaded = terminator_jax.load_model(file), terminator_jax.load_model(linear)
+    assert copy.config == loaded.config
+    assert (copy.logits(IMAGES[:9]) == loaded.logits(IMAGES[:9])).all()
+
+
+def test_wrong_use(run_main, linear, tmp_path):
+    text = runs.write(tmp_path / "text", runs.tests_config("tiny_text"), classes=())
+    for arguments, says in (
+        ([tmp_path, "a.zip"], "there is no trained model at"),
+        ([text, "a.zip"], "a nonlinear_transformer has no logits of images"),
+        ([linear, tmp_path / "no" / "a.zip"], "a.zip cannot be written: No such file or directory"),
+        ([linear, tmp_path, "--format=safetensors"], "cannot be written: Is a directory"),
+        ([linear, "a.zip", "--format=pb"], "invalid choice: 'pb'"),
+    ):
+        code, out, err = run_main("export", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and says in err
+    assert not list(tmp_path.parent.glob(".*.partial"))
+
+
+def test_a_missing_package_is_named_with_its_extra(run_python):
+    out = run_python(
+        """
+        import sys
+        sys.modules["flatbuffers"], sys.stderr = None, sys.stdout
+        from terminator_jax import export
+        from terminator_jax.training import cli
+        sys.argv[1:] = ["runs/digits", "digits.zip"]
+        try:
+            cli.run(export.main, extra="export")
+        except SystemExit as ended:
+            print(ended.code)
+        """
+    )
+    assert out == "error: flatbuffers is not installed: pip install 'terminator-jax[export]'\n1\n"
