@@ -122,9 +122,12 @@ $(VENV)/.train: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@$(PIP_INSTALL) --editable '.[train]'
 	@touch $@
 
+# jax2onnx asks for an older orbax, which its conversion does not use.
 $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@echo "Installing terminator-jax for training and tests into $(VENV) (once, some minutes)"
 	@$(PIP_INSTALL) --editable '.[train,test]'
+	@$(PIP_INSTALL) --no-deps 'jax2onnx==0.17.1'
+	@$(PIP_INSTALL) jaxtyping onnx onnx-ir onnxruntime
 	@touch $(VENV)/.train $@
 
 $(VENV)/.notebooks: setup.cfg pyproject.toml | $(VENV)/bin/python

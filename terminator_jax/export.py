@@ -1,5 +1,6 @@
 """Exports a trained model for other programs. See `--help`."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,17 +11,19 @@ DESCRIPTION = """\
 Exports the trained model of a run as a file that other programs run.
 
     python -m terminator_jax.export runs/digits digits.zip            # for JAX alone
+    python -m terminator_jax.export runs/digits digits.onnx           # for ONNX Runtime
     python -m terminator_jax.export runs/digits digits.safetensors    # for load_model
 
 MODEL is the directory of a run, or its file model.safetensors. The format is that of OUT's name:
 
     stablehlo    a zip (the default): the program by jax.export for CPU, CUDA and TPU and any batch,
                  its classes, size and normalization in JSON, and the lines that load it
+    onnx         for ONNX Runtime and others, any batch; minutes for a large network
     safetensors  the weights, with the configuration as metadata
 
 The program takes pictures as they are stored, uint8, and gives logits.
 """
-SUFFIXES = {".zip": "stablehlo", ".safetensors": "safetensors"}
+SUFFIXES = {".zip": "stablehlo", ".onnx": "onnx", ".safetensors": "safetensors"}
 BITS = {8: "uint8", 16: "uint16"}
 
 
@@ -38,12 +41,15 @@ def main(arguments: Sequence[str]) -> int:
     # Imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax import exporting
 
+    if form == "onnx" and importlib.util.find_spec("jax2onnx") is None:
+        raise InputError("jax2onnx is not installed: pip install 'terminator-jax[onnx]'")
     loaded, dtype = cli.load_model(flags.model), BITS[flags.bits]
     try:
         if form == "safetensors":
             exporting.copy_safetensors(Path(flags.model).expanduser(), flags.out)
         else:
-            exporting.write_stablehlo(loaded, flags.out, dtype=dtype)
+            write = exporting.write_onnx if form == "onnx" else exporting.write_stablehlo
+            write(loaded, flags.out, dtype=dtype)
     except OSError as error:
         raise InputError(f"{flags.out} cannot be written: {error.strerror}") from error
     print(f"{flags.out}: {form}, {flags.out.stat().st_size / 1e6:.1f} MB")

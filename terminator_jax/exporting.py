@@ -3,6 +3,7 @@
 What is written takes pictures as uint8 and gives logits: normalization is inside.
 """
 
+import io
 import json
 import os
 import zipfile
@@ -17,6 +18,7 @@ from jax import export
 
 import terminator_jax
 from terminator_jax.loading import FILE_NAME, LoadedModel
+from terminator_jax.ops.platform import only
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ABOUT, PROGRAM, README = "model.json", "model.stablehlo", "README.txt"
@@ -50,15 +52,37 @@ def write_stablehlo(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
     exported = export.export(jax.jit(logits_of(loaded)), platforms=PLATFORMS)(pictures)
     shape = ", ".join(map(str, loaded.picture_shape))
     lines = LINES.replace("NAME", file.name).replace("DTYPE", dtype.name).replace("SHAPE", shape)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(README, lines)
-            archive.writestr(ABOUT, json.dumps(describe(loaded, dtype), indent=2) + "\n")
-            archive.writestr(PROGRAM, bytes(exported.serialize()))
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(README, lines)
+        archive.writestr(ABOUT, json.dumps(describe(loaded, dtype), indent=2) + "\n")
+        archive.writestr(PROGRAM, bytes(exported.serialize()))
+    _write(file, content.getvalue())
+
+
+def write_onnx(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
+    """Writes an ONNX file: input `pictures`, output `logits`, what it is in its metadata.
+
+    Args:
+        loaded: the model.
+        file: the ONNX file.
+        dtype: of pictures, uint8 or uint16.
+
+    Raises:
+        ModuleNotFoundError: without jax2onnx.
+    """
+    import jax2onnx
+    import onnx
+
+    dtype = np.dtype(dtype)
+    pictures = jax.ShapeDtypeStruct(("batch", *loaded.picture_shape), dtype)
+    with only("tpu"):  # by XLA's convolutions and matrix products, which ONNX has too
+        model = jax2onnx.to_onnx(
+            logits_of(loaded), [pictures], input_names=["pictures"], output_names=["logits"]
+        )
+    about = {name: json.dumps(value) for name, value in describe(loaded, dtype).items()}
+    onnx.helper.set_model_props(model, about)
+    _write(file, model.SerializeToString())
 
 
 def copy_safetensors(model: Path, file: Path) -> None:
@@ -69,9 +93,14 @@ def copy_safetensors(model: Path, file: Path) -> None:
         file: the copy.
     """
     source = model if model.suffix == ".safetensors" else model / FILE_NAME
+    _write(file, source.read_bytes())
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_bytes(source.read_bytes())
+        partial.write_bytes(content)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

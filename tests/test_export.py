@@ -64,6 +64,23 @@ def test_stablehlo_where_only_jax_is_installed(
         np.testing.assert_allclose(logits, expected(IMAGES[:count]), atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")  # what the converter imports warns of much
+def test_onnx(workdir, run_main, unoptimized, tmp_path):
+    """The whole of a Terminator, by ONNX Runtime; batches of several sizes."""
+    pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = tmp_path / "tiny.onnx"
+    code, out, _ = run_main("export", workdir, file)
+    assert code == 0 and out.startswith(f"{file}: onnx, ")
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == list(runs.DIGITS)
+    expected = jax.jit(exporting.logits_of(terminator_jax.load_model(workdir)))
+    for count in (1, 5):
+        [logits] = session.run(["logits"], {"pictures": IMAGES[:count]})
+        np.testing.assert_allclose(logits, expected(IMAGES[:count]), atol=1e-3)
+
+
 def test_the_file_says_what_it_is(linear, run_main, tmp_path):
     file = tmp_path / "linear"
     code, _, _ = run_main("export", linear, file, "--format=stablehlo", "--bits=16")

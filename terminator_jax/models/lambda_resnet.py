@@ -302,4 +302,6 @@ def _mean_pool(x: jax.Array, stride: int) -> jax.Array:
     if stride == 1:
         return x
     window = (stride, stride)
-    return nnx.avg_pool(x, window, window, padding="SAME", count_include_pad=False)
+    return nnx.avg_pool(
+        x, window_shape=window, strides=window, padding="SAME", count_include_pad=False
+    )

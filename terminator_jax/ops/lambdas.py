@@ -35,6 +35,7 @@ from terminator_jax.ops.conv.fourier import DFT, FFT, LongDFT, Spectrum, Transfo
 from terminator_jax.ops.conv.spectral import DENSE_UP_TO
 from terminator_jax.ops.conv.window import all_positions
 from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.platform import by_platform
 
 METHODS = ("auto", "rows", "dft", "fft")
 # `auto` takes `rows` for maps of up to so many of them.
@@ -54,7 +55,8 @@ def normalize_keys(keys: jax.Array) -> jax.Array:
       0.1
     """
     wide = keys.astype(at_least_float32(keys.dtype))
-    return jax.nn.softmax(wide, tuple(range(1, keys.ndim - 2)))
+    flat = wide.reshape(keys.shape[0], -1, *keys.shape[-2:])
+    return jax.nn.softmax(flat, 1).reshape(keys.shape)
 
 
 def content_lambdas(keys: jax.Array, values: jax.Array) -> jax.Array:
@@ -169,9 +171,11 @@ def meet_position_lambdas(
         return _by_rows(queries, values, table)
     if method != "spectra":
         return _by_spectra(queries, values, table, method).astype(dtype)
-    fft, dft = (functools.partial(_by_spectra, method=name) for name in ("fft", "dft"))
-    arrays = queries, values, table
-    return jax.lax.platform_dependent(*arrays, cuda=fft, rocm=fft, default=dft).astype(dtype)
+    return by_platform(
+        lambda platform: "fft" if platform == "gpu" else "dft",
+        lambda name: functools.partial(_by_spectra, method=name),
+        *(queries, values, table),
+    ).astype(dtype)
 
 
 def _fastest(values: jax.Array, table: jax.Array) -> str:

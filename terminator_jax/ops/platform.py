@@ -1,9 +1,35 @@
 """Choices that depend on the platform, made when a program is lowered for it."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+
+_only: contextvars.ContextVar[str] = contextvars.ContextVar("only", default="")
+
+
+@contextlib.contextmanager
+def only(platform: str) -> Iterator[None]:
+    """Traces programs for one platform within a `with` block.
+
+    Some converters to other formats do not know programs for several. JAX keeps what it has traced:
+    let the block trace a new function.
+
+    Args:
+      platform: `"cpu"`, `"gpu"` or `"tpu"`.
+
+    Example:
+      >>> with only("tpu"):
+      ...     by_platform(lambda platform: platform, lambda choice: lambda: choice)
+      'tpu'
+    """
+    token = _only.set(platform)
+    try:
+        yield
+    finally:
+        _only.reset(token)
 
 
 def by_platform(
@@ -24,6 +50,8 @@ def by_platform(
       >>> print(by_platform(lambda platform: 2, times, jax.numpy.arange(3)))
       [0 2 4]
     """
+    if platform := _only.get():
+        return function(choose(platform))(*arrays)
     choices = {platform: choose(platform) for platform in ("cpu", "gpu", "tpu")}
     functions = {choice: function(choice) for choice in set(choices.values())}
     if len(functions) == 1:

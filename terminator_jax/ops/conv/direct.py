@@ -50,8 +50,7 @@ def _padded(
 ) -> jax.Array:
     """The map with zeros around it: its position 0 is the first that the last tap reaches."""
     axes = zip(start, count, x.shape[2:], size, strict=True)
-    margins = [(k - 1 - s, s + c - n, 0) for s, c, n, k in axes]
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *margins])
+    return jnp.pad(x, [(0, 0), (0, 0), *((k - 1 - s, s + c - n) for s, c, n, k in axes)])
 
 
 def _shifted(

@@ -18,12 +18,14 @@ def grouped(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return grouped(window, x, kernel).reshape(*lead, *window.count)
     axes = zip(window.start, window.count, x.shape[2:], kernel.shape[2:], strict=True)
     spatial = "HWD"[: x.ndim - 2]
-    return jax.lax.conv_general_dilated(
-        x,
+    # XLA takes the transpositions into its convolution.
+    out = jax.lax.conv_general_dilated(
+        x.swapaxes(0, 1),
         jnp.flip(kernel, range(2, kernel.ndim)),
         window_strides=(1,) * len(spatial),
         padding=[(k - 1 - s, s + c - n) for s, c, n, k in axes],
-        dimension_numbers=(f"CN{spatial}", f"OI{spatial}", f"CN{spatial}"),
+        dimension_numbers=(f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"),
         feature_group_count=len(x),
         precision=jax.lax.Precision.HIGHEST,
     )
+    return out.swapaxes(0, 1)
