@@ -107,7 +107,8 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def logits_of(loaded: LoadedModel) -> Callable[[jax.Array], jax.Array]:
-    """Returns the pure function from pictures, as they are stored, to logits."""
+    """Returns the pure function from pictures, as they are stored, to logits; baked."""
+    loaded = loaded.baked()
     return lambda images: loaded.model(loaded.inputs(images))
 
 

@@ -101,6 +101,16 @@ class LoadedModel:
         side = math.isqrt(length)
         return (side, side, shape.channels) if side**2 == length else (1, length, shape.channels)
 
+    def baked(self) -> "LoadedModel":
+        """Returns this with its model baked, for faster inference, or itself if it cannot be.
+
+        See `Terminator.bake`; models without slow networks and causal ones cannot be baked.
+        """
+        model = self.model
+        if not hasattr(model, "bake") or model.config.causal or not is_calibrated(model):
+            return self
+        return dataclasses.replace(self, model=model.bake())
+
     def inputs(self, images: jax.Array) -> jax.Array:
         """Computes what the model sees of images: normalized, and as a sequence if it is for those.
 

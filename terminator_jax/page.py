@@ -192,6 +192,7 @@ def scored(loaded: LoadedModel) -> Served:
     The scores of a block are `x ⊙ K`, its input times its hyper-kernel, averaged over the channels:
     `(n, height, width)`. A model without hyper-kernels has none.
     """
+    loaded = loaded.baked()
     graph, state = nnx.split(loaded.model)
     has_blocks = "intermediates" in inspect.signature(type(loaded.model).__call__).parameters
 

@@ -276,8 +276,8 @@ class Session:
 
 
 def _served(model: str | os.PathLike | LoadedModel, dtype: np.dtype) -> Served:
-    """The logits of a loaded model."""
-    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    """The logits of a loaded model, which is baked."""
+    loaded = (model if isinstance(model, LoadedModel) else load_model(model)).baked()
     graph, state = nnx.split(loaded.model)
 
     def logits(state: nnx.State, images: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -98,6 +99,8 @@ def run_directory(flags: argparse.Namespace) -> Path:
 def load_model(path: str) -> "LoadedModel":
     """Loads the trained model that a command line names, which must be one for pictures.
 
+    What `load_model` warns of is printed on stderr.
+
     Raises:
         InputError: if there is none.
     """
@@ -105,10 +108,13 @@ def load_model(path: str) -> "LoadedModel":
     from terminator_jax.training import compilation_cache
 
     try:
-        loaded = loading.load_model(Path(path).expanduser())
+        with warnings.catch_warnings(record=True, category=UserWarning) as caught:
+            loaded = loading.load_model(Path(path).expanduser())
         _ = loaded.picture_shape
     except ValueError as error:
         raise InputError(str(error)) from error
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
     if loaded.config.get("compilation_cache"):
         compilation_cache.enable()
     return loaded
