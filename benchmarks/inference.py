@@ -1,7 +1,7 @@
 """The CIFAR network for inference: baked beside not baked, at batches of 1 and 32.
 
-    python benchmarks/inference.py            # writes a section of docs/performance.md
-    python benchmarks/inference.py --quick    # the digits only, writes nothing
+python benchmarks/inference.py            # writes a section of docs/performance.md
+python benchmarks/inference.py --quick    # the digits only, writes nothing
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Trains a model. See `--help`."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ An experiment is a Python file, or the bare name of one that comes with the pack
 of its configuration can be changed: --config.optimizer.learning_rate=0.002
 --config.model.options.num_classes=5
 
-Call the same command again to resume after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
+Call the same command again to resume after Ctrl-C or a crash. SIGTERM and SIGHUP save like Ctrl-C,
+and the exit code is then 0. Watch: tensorboard --logdir=runs
 
 For several processes, start one on each host with the same flags and its own --process_id.
 """
@@ -51,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
     if flags.process_id == 0:
         _report(result, workdir)
-    return 0 if result.is_done else cli.INTERRUPTED
+    # A scheduler starts a process again that it stopped and that ended well.
+    asked = result.signal in (signal.SIGTERM, signal.SIGHUP)
+    return 0 if result.is_done or asked else cli.INTERRUPTED
 
 
 def _report(result, workdir: Path) -> None:

@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
+from terminator_jax.training import integrity
 from terminator_jax.training.history import quality
 from terminator_jax.training.paths import replace_text
 from terminator_jax.training.state import TrainState
@@ -103,6 +104,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(_to_disk(state)), batches=ocp.args.JsonSave(batches)
         )
         self._manager.save(step, args=items, metrics=scores, force=True)
+        if jax.process_index() == 0:
+            integrity.write(self.directory, step)
 
     def restore(
         self, step: int, abstract_state: TrainState, sharding: jax.sharding.Sharding
@@ -121,6 +124,8 @@ class Checkpoints:
         Raises:
             InputError: if the checkpoint is of a state of another structure.
         """
+        if problem := integrity.problem(self.directory, step):
+            raise InputError(f"the checkpoint of step {step} in {self.directory} {problem}")
         try:
             return self._restore(step, abstract_state, sharding)
         except InputError:
@@ -188,6 +193,33 @@ def latest_step(workdir: Path) -> int | None:
     """Returns the step of the last whole checkpoint, if any; reads nothing but names."""
     names = (path.name for path in (workdir / "checkpoints").glob("*"))
     return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def set_damaged_aside(workdir: Path) -> list[str]:
+    """Moves the newest checkpoints away as long as they are damaged.
+
+    What is damaged among the older ones stays where it is, and is not read.
+
+    Returns:
+        A line to be printed for each.
+
+    Raises:
+        InputError: if one cannot be moved.
+    """
+    lines, directory = [], workdir.resolve() / "checkpoints"
+    while (step := latest_step(workdir)) is not None:
+        problem = integrity.problem(directory, step)
+        if not problem:
+            break
+        try:
+            place = integrity.set_aside(directory, step)
+        except OSError as error:
+            raise InputError(
+                f"the checkpoint of step {step} in {directory} {problem}, and cannot be moved "
+                f"away: {error.strerror}"
+            ) from error
+        lines.append(f"the checkpoint of step {step} {problem}: it was moved to {place}")
+    return lines
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:

@@ -5,6 +5,7 @@ workdir/events.out.…       the same for TensorBoard
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ class Logs:
             return
         line = {"kind": kind, "step": step, "epoch": self._epoch(step), **metrics}
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps({name: _valid(value) for name, value in line.items()}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._events().add_scalar(f"{kind}/{name}", value, step)
@@ -142,3 +143,8 @@ def _rewritten(path: Path, lines: Sequence[history.Line]) -> Any:
     """Opens the log for more lines after these, which leave out what was logged too early."""
     replace_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
     return path.open("a")
+
+
+def _valid(value: Any) -> Any:
+    """Returns a value that JSON has: it has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

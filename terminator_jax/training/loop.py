@@ -7,9 +7,12 @@ import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from signal import Signals
+from typing import NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import card, history
@@ -17,6 +20,7 @@ from terminator_jax.training.checkpoint import (
     Checkpoints,
     check_workdir,
     latest_step,
+    set_damaged_aside,
     write_config,
 )
 from terminator_jax.training.config import ConfigDict
@@ -30,6 +34,13 @@ from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.step import make_train_step
 from terminator_jax.training.trace import Trace
 
+# What is in the state, in the words of a message.
+STATE_NAMES = {
+    "params": "the parameters",
+    "model_state": "the running averages",
+    "opt_state": "the averages of the optimizer",
+}
+
 
 class TrainResult(NamedTuple):
     """How a run ended.
@@ -41,6 +52,7 @@ class TrainResult(NamedTuple):
         best_step: the step of the best checkpoint, if any epoch was finished.
         best: the scores at that step.
         stopped_early: whether it ended before, since the evaluations became no better.
+        signal: what asked this process to stop, if anything did.
     """
 
     step: int
@@ -49,6 +61,7 @@ class TrainResult(NamedTuple):
     best_step: int | None
     best: Scalars
     stopped_early: bool = False
+    signal: Signals | None = None
 
     @property
     def is_done(self) -> bool:
@@ -71,6 +84,10 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
     # Everything is checked before anything is written.
     saved = check_workdir(workdir, config)
     run = make_run(config)
+    if jax.process_index() == 0:
+        for line in set_damaged_aside(workdir):
+            print(line, flush=True)
+    any_process(False)  # the others wait for it
     step = latest_step(workdir) or 0
     _check_epochs(run, workdir, step)
     already_finished = step == run.total_steps or _is_stale(run, history.read(workdir, step))
@@ -79,15 +96,16 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
         run.load_data()
 
     write_config(workdir, config)
+    signal = None
     with contextlib.closing(_checkpoints(run, workdir)) as checkpoints:
         if not already_finished:
-            step = _train(run, workdir, checkpoints, news, command)
+            step, signal = _train(run, workdir, checkpoints, news, command)
         elif not (workdir / card.FILE_NAME).exists():  # a run of an older version
             card.write(workdir, run, step, history.read(workdir, step))
         best = checkpoints.best
         scores = {} if best is None else checkpoints.metrics(best)
         early = step < run.total_steps and _is_stale(run, history.read(workdir, step))
-        return TrainResult(step, run.total_steps, already_finished, best, scores, early)
+        return TrainResult(step, run.total_steps, already_finished, best, scores, early, signal)
 
 
 def _checkpoints(run: Run, workdir: Path) -> Checkpoints:
@@ -133,8 +151,8 @@ def _news(run: Run, saved: ConfigDict | None) -> list[str]:
 
 def _train(
     run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str], command: str
-) -> int:
-    """Trains from the last checkpoint, if any; returns the step at which it stopped."""
+) -> tuple[int, Signals | None]:
+    """Trains from the last checkpoint, if any; returns the step at which it stopped, and why."""
     config, first_process = run.config, jax.process_index() == 0
 
     # Restore.
@@ -172,7 +190,7 @@ def _train(
             ends_epoch = step % run.steps_per_epoch == 0
             logs_now = ends_epoch or _is_multiple(step, config.log_every_steps)
             # Several processes exchange whether to stop, which takes time, only when they log.
-            stops = (logs_now or jax.process_count() == 1) and any_process(signals.stop_requested)
+            stops = (logs_now or jax.process_count() == 1) and any_process(bool(signals.number))
             saves = ends_epoch or stops or _is_multiple(step, config.checkpoint_every_steps)
             scores = None
             if logs_now or saves:
@@ -186,12 +204,13 @@ def _train(
                 if first_process and checkpoints.is_best(scores):
                     run.save_model(workdir, step)
             if saves:
+                _check_state(run, step, checkpoints)
                 run.save(checkpoints, step, batches, scores)
                 card.write(workdir, run, step, logs.lines, command)
                 meter.reset_timer()
             if stops or (ends_epoch and _is_stale(run, logs.lines)):
                 break
-    return step
+    return step, signals.number
 
 
 def _make_logs(run: Run, workdir: Path, start: int) -> Logs:
@@ -235,8 +254,20 @@ def _is_multiple(step: int, every: int) -> bool:
 def _check_finite(means: Scalars, step: int, checkpoints: Checkpoints) -> None:
     """Raises InputError if the loss is not finite, before a checkpoint is saved."""
     if not math.isfinite(means["loss"]):
-        last = checkpoints.latest
-        raise InputError(
-            f"the loss is {means['loss']} at step {step}: lower config.optimizer.learning_rate; "
-            + (f"the last checkpoint is of step {last}" if last else "there is no checkpoint yet")
-        )
+        _diverged(f"the loss is {means['loss']}", step, checkpoints)
+
+
+def _check_state(run: Run, step: int, checkpoints: Checkpoints) -> None:
+    """Raises InputError if what is to be saved is not finite: the loss is that before the step."""
+    for name, tree in zip(run.state._fields, run.state, strict=True):
+        for leaf in map(np.asarray, jax.tree.leaves(jax.device_get(tree))):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+                _diverged(f"{STATE_NAMES.get(name, name)} are not finite", step, checkpoints)
+
+
+def _diverged(what: str, step: int, checkpoints: Checkpoints) -> NoReturn:
+    last = checkpoints.latest
+    raise InputError(
+        f"{what} at step {step}: lower config.optimizer.learning_rate; "
+        + (f"the last checkpoint is of step {last}" if last else "there is no checkpoint yet")
+    )

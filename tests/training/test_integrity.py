@@ -1,0 +1,164 @@
+"""Checkpoints that were damaged on the disk, and states that are not finite."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from terminator_jax.errors import InputError
+from terminator_jax.training import config as configs
+from terminator_jax.training import integrity, loop
+from terminator_jax.training.checkpoint import latest_step
+from terminator_jax.training.interrupt import StopSignals
+
+SMALL = "tests/training/small.py"
+
+
+def config(*fields):
+    return configs.read(SMALL, [f"--config.{field}" for field in fields])
+
+
+def steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run with the checkpoints of both of its epochs, steps 22 and 44."""
+    loop.train(config("keep_every_epochs=1"), tmp_path / "run")
+    assert steps(tmp_path / "run") == [22, 44]
+    return tmp_path / "run"
+
+
+def parameters(workdir):
+    arrays = safetensors.numpy.load_file(workdir / "model.safetensors")
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_any_flipped_byte_of_any_file_is_found(finished):
+    folder = finished / "checkpoints"
+    files = [path for path in sorted((folder / "44").rglob("*")) if path.is_file()]
+    assert len(files) > 4 and integrity.problem(folder, 44) == ""
+    for path in files:
+        before = path.read_bytes()
+        place = len(before) // 2
+        path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+        name = path.relative_to(folder / "44").as_posix()
+        assert integrity.problem(folder, 44) == f"has a damaged {name}"
+        path.write_bytes(before[:-1])
+        assert "damaged" in integrity.problem(folder, 44)
+        path.unlink()
+        assert integrity.problem(folder, 44) == f"lacks {name}"
+        path.write_bytes(before)
+    assert integrity.problem(folder, 44) == ""
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(finished, capsys):
+    """The same end; a run is not called done because a folder has the right name."""
+    expected = parameters(finished)
+    file = next((finished / "checkpoints" / "44" / "state" / "d").iterdir())
+    content = file.read_bytes()
+    file.write_bytes(content[:100] + bytes([content[100] ^ 255]) + content[101:])
+    capsys.readouterr()
+    result = loop.train(config("keep_every_epochs=1"), finished)
+    assert (result.step, result.already_finished) == (44, False)
+    out = capsys.readouterr().out
+    assert f"the checkpoint of step 44 has a damaged state/d/{file.name}: it was moved to" in out
+    assert "going on from step 22" in out
+    assert (finished / "damaged" / "44" / "state" / "d" / file.name).exists()
+    assert parameters(finished) == expected
+    assert integrity.problem(finished / "checkpoints", 44) == ""
+
+
+def test_damage_to_an_older_checkpoint_blocks_nothing(finished):
+    next((finished / "checkpoints" / "22").rglob("_METADATA")).write_text("")
+    result = loop.train(config("keep_every_epochs=1"), finished)
+    assert result.already_finished and steps(finished) == [22, 44]
+
+
+def test_checksums_of_removed_checkpoints_go_too(tmp_path):
+    loop.train(config("checkpoint_every_steps=7"), tmp_path)
+    kept = {int(path.stem) for path in (tmp_path / integrity.FOLDER).iterdir()}
+    assert kept == {*steps(tmp_path)}
+    assert latest_step(tmp_path) == 44
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("params", "the parameters are not finite at step 44"),
+        ("model_state", "the running averages are not finite at step 44"),
+        ("opt_state", "the averages of the optimizer are not finite at step 44"),
+    ],
+)
+def test_what_is_not_finite_is_not_saved(tmp_path, monkeypatch, field, says):
+    """The loss is that of the parameters before a step, and may still be finite."""
+    make_train_step = loop.make_train_step
+
+    def with_nan(*arguments):
+        step = make_train_step(*arguments)
+
+        def poison(state, batch):
+            state, metrics = step(state, batch)
+            broken = jax.tree.map(
+                lambda x: jnp.where(state.step == 44, jnp.nan, x)
+                if jnp.issubdtype(x.dtype, jnp.inexact) else x,
+                getattr(state, field),
+            )  # fmt: skip
+            return state._replace(**{field: broken}), metrics
+
+        return poison
+
+    monkeypatch.setattr(loop, "make_train_step", with_nan)
+    with pytest.raises(InputError, match=says + r": .*the last checkpoint is of step 22"):
+        loop.train(config(), tmp_path)
+    assert steps(tmp_path) == [22]
+
+
+def test_the_log_is_valid_json(tmp_path):
+    logs = loop.Logs(tmp_path, step=0, total=4, steps_per_epoch=2)
+    with logs:
+        logs.log_train(1, {"loss": float("nan"), "accuracy": 0.5, "images_per_second": np.inf})
+
+    def refuse(name):
+        raise ValueError(name)
+
+    [line] = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=refuse)
+    assert (found["loss"], found["accuracy"], found["images_per_second"]) == (None, 0.5, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_after_the_step_and_a_second_one_at_once(number):
+    code = f"""
+import os, signal, time
+from terminator_jax.training.interrupt import StopSignals
+with StopSignals() as signals:
+    os.kill(os.getpid(), {int(number)})
+    print(signals.number == {int(number)}, flush=True)
+    os.kill(os.getpid(), {int(signal.SIGTERM)})
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "True\n")
+    assert "stopping: the step is finished and saved first" in done.stderr
+
+
+def test_a_thread_trains_without_signals():
+    found = []
+
+    def run():
+        with StopSignals() as signals:
+            found.append(signals.number)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [None]
