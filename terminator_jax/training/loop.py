@@ -27,6 +27,7 @@ from terminator_jax.training.config import ConfigDict
 from terminator_jax.training.evaluation import make_evaluate
 from terminator_jax.training.initial import initialize
 from terminator_jax.training.interrupt import StopSignals
+from terminator_jax.training.lock import one_writer
 from terminator_jax.training.logs import Logs
 from terminator_jax.training.metrics import Meter, Scalars
 from terminator_jax.training.parallel import any_process
@@ -95,22 +96,30 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
     if not already_finished:
         run.load_data()
 
-    write_config(workdir, config)
     signal = None
-    with contextlib.closing(_checkpoints(run, workdir)) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        if not already_finished:
+            write_config(workdir, config)
+            if jax.process_index() == 0:
+                stack.enter_context(one_writer(workdir))
+        # What is done may lie on a disk that can only be read.
+        checkpoints = _checkpoints(run, workdir, read_only=already_finished)
+        stack.enter_context(contextlib.closing(checkpoints))
         if not already_finished:
             step, signal = _train(run, workdir, checkpoints, news, command)
         elif not (workdir / card.FILE_NAME).exists():  # a run of an older version
-            card.write(workdir, run, step, history.read(workdir, step))
+            with contextlib.suppress(OSError):
+                card.write(workdir, run, step, history.read(workdir, step))
         best = checkpoints.best
         scores = {} if best is None else checkpoints.metrics(best)
         early = step < run.total_steps and _is_stale(run, history.read(workdir, step))
         return TrainResult(step, run.total_steps, already_finished, best, scores, early, signal)
 
 
-def _checkpoints(run: Run, workdir: Path) -> Checkpoints:
+def _checkpoints(run: Run, workdir: Path, *, read_only: bool) -> Checkpoints:
     return Checkpoints(
         workdir,
+        read_only=read_only,
         best_metric=run.task.best_metric,
         keep_every_steps=run.config.keep_every_epochs * run.steps_per_epoch,
     )

@@ -162,3 +162,38 @@ def test_a_thread_trains_without_signals():
     thread.start()
     thread.join()
     assert found == [None]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from terminator_jax.training.lock import one_writer
+with one_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_one_process_writes_and_its_crash_frees_the_directory(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"^process {process.pid} on .* trains in "):
+            loop.train(config(), tmp_path)
+        assert not (tmp_path / "checkpoints").exists()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert loop.train(config("epochs=1", "optimizer.warmup_epochs=0.0"), tmp_path).is_done
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="cannot write to --workdir="):
+        loop.train(config(), tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "kept"
