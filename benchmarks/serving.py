@@ -15,11 +15,14 @@ import numpy as np
 import report
 
 import terminator_jax
+from terminator_jax.loading import LoadedModel
 from terminator_jax.serve import Session
 
-THREADS = (1, 2, 8, 32, 128)
-REQUESTS = 10_000
+REQUESTS = {1: 2_000, 2: 2_000, 8: 4_000, 32: 10_000, 128: 10_000}  # by the number of threads
+DELAY = 0.002
 MALFORMED = 0.01
+HEAD = ("threads", "p50, ms", "p99, ms", "pictures/s", "of one by one", "answers", "refused",
+        "wrong")  # fmt: skip
 TOLERANCE = 1e-4
 
 
@@ -30,6 +33,21 @@ class Load(NamedTuple):
     pictures: int
     wrong: int
     errors: int
+
+
+class OneByOne(NamedTuple):
+    """Answers as a session does, in the thread that asks and without batches."""
+
+    loaded: LoadedModel
+
+    def send_data(self, data: np.ndarray) -> np.ndarray:
+        """The logits themselves."""
+        return self.loaded.logits(data)
+
+    def receive_data(self, ticket: np.ndarray, timeout: float) -> np.ndarray:
+        """The ticket, which is the logits."""
+        del timeout
+        return ticket
 
 
 def client(session: Session, images: np.ndarray, expected: np.ndarray, seed: int, count: int):
@@ -67,49 +85,41 @@ def measure(session: Session, images, expected, threads: int, requests: int) -> 
     return Load(latencies, *(sum(column) for column in list(zip(*loads, strict=True))[1:])), seconds
 
 
+def row(name: str, load: Load, rate: float, one_by_one: float) -> list[str]:
+    """A row of the table, which is printed too."""
+    p50, p99 = (1000 * np.percentile(load.latencies, q) for q in (50, 99))
+    found = [
+        name, f"{p50:.1f}", f"{p99:.1f}", f"{rate:,.0f}", f"{rate / one_by_one:.1f}×",
+        f"{len(load.latencies):,}", f"{load.errors}", f"{load.wrong}",
+    ]  # fmt: skip
+    print(*found, sep=" | ", flush=True)
+    return found
+
+
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", help="a run's directory")
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="in each row of the table")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     flags = parser.parse_args()
     loaded = terminator_jax.load_model(flags.workdir)
     shape = (256, *loaded.picture_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with Session(loaded, max_batch=1, max_delay=0) as session:
-        expected = session.receive_data(session.send_data(images))
-    rows, alone = [], None
-    # One by one: a thread alone, whose requests wait for no others.
-    for threads, delay in [(1, 0.0), *((threads, 0.002) for threads in THREADS)]:
-        with Session(loaded, max_delay=delay) as session:
-            load, seconds = measure(session, images, expected, threads, flags.requests)
-        rate = load.pictures / seconds
-        alone = alone or rate
-        p50, p99 = (1000 * np.percentile(load.latencies, q) for q in (50, 99))
-        rows.append(
-            [
-                str(threads) if delay else "1, no delay", f"{p50:.1f}", f"{p99:.1f}",
-                f"{rate:,.0f}", f"{rate / alone:.1f}×", f"{len(load.latencies):,}",
-                f"{load.errors}", f"{load.wrong}",
-            ]
-        )  # fmt: skip
-        print(*rows[-1], sep=" | ", flush=True)
-    head = [
-        "threads",
-        "p50, ms",
-        "p99, ms",
-        "pictures/s",
-        "of one by one",
-        "answers",
-        "refused",
-        "wrong",
-    ]
-    table = report.table(head, rows)
-    name = loaded.config["model"]["variant"]
-    command = f"python benchmarks/serving.py {flags.workdir}"
+        expected = np.concatenate(
+            [session.receive_data(session.send_data(image[None])) for image in images]
+        )
+    load, seconds = measure(OneByOne(loaded), images, expected, 1, REQUESTS[1] // 10)
+    rate = load.pictures / seconds
+    rows = [row("`loaded.logits`, one by one", load, rate, rate)]
+    with Session(loaded, max_delay=DELAY) as session:
+        for threads, count in REQUESTS.items():
+            load, seconds = measure(session, images, expected, threads, count)
+            rows.append(row(f"{threads}", load, load.pictures / seconds, rate))
     if not flags.dry:
-        text = f"{report.conditions(command)} The network is `{name}`.\n\n{table}"
+        name = loaded.config["model"]["variant"]
+        command = report.conditions(f"python benchmarks/serving.py {flags.workdir}")
+        text = f"{command} The network is `{name}`.\n\n{report.table(HEAD, rows)}"
         report.write_section("serving", text)
 
 

@@ -5,6 +5,7 @@ What is written takes pictures as uint8 and gives logits: normalization is insid
 
 import io
 import json
+import logging
 import os
 import zipfile
 from collections.abc import Callable
@@ -17,9 +18,11 @@ import numpy as np
 from jax import export
 
 import terminator_jax
+from terminator_jax.errors import InputError
 from terminator_jax.loading import FILE_NAME, LoadedModel
 from terminator_jax.ops.platform import only
 
+ONNX_TOLERANCE = 1e-3  # of the largest logit
 PLATFORMS = ("cpu", "cuda", "tpu")
 ABOUT, PROGRAM, README = "model.json", "model.stablehlo", "README.txt"
 LINES = f"""\
@@ -63,26 +66,55 @@ def write_stablehlo(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
 def write_onnx(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
     """Writes an ONNX file: input `pictures`, output `logits`, what it is in its metadata.
 
+    ONNX Runtime must give the model's own logits, or nothing is written.
+
     Args:
         loaded: the model.
         file: the ONNX file.
         dtype: of pictures, uint8 or uint16.
 
     Raises:
-        ModuleNotFoundError: without jax2onnx.
+        InputError: if jax2onnx cannot convert the model, or converts it wrongly.
     """
     import jax2onnx
     import onnx
 
-    dtype = np.dtype(dtype)
+    dtype, logits = np.dtype(dtype), logits_of(loaded)
     pictures = jax.ShapeDtypeStruct(("batch", *loaded.picture_shape), dtype)
-    with only("tpu"):  # by XLA's convolutions and matrix products, which ONNX has too
-        model = jax2onnx.to_onnx(
-            logits_of(loaded), [pictures], input_names=["pictures"], output_names=["logits"]
-        )
-    about = {name: json.dumps(value) for name, value in describe(loaded, dtype).items()}
-    onnx.helper.set_model_props(model, about)
-    _write(file, model.SerializeToString())
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # each warns of hundreds of things
+    try:
+        with only("tpu"):  # by XLA's convolutions and matrix products, which ONNX has too
+            model = jax2onnx.to_onnx(
+                logits, [pictures], input_names=["pictures"], output_names=["logits"]
+            )
+        about = {name: json.dumps(value) for name, value in describe(loaded, dtype).items()}
+        onnx.helper.set_model_props(model, about)
+        content = model.SerializeToString()
+        _check_onnx(content, logits, loaded.picture_shape, dtype)
+    except Exception as error:  # the converter and the runtime raise many kinds
+        words = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"jax2onnx does not convert this model: {words}: export it as stablehlo"
+        ) from error
+    _write(file, content)
+
+
+def _check_onnx(content: bytes, logits: Callable, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raises ValueError if ONNX Runtime gives other logits than JAX, for batches of two sizes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # nothing but what ends the process
+    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, np.iinfo(dtype).max, (3, *shape), dtype, endpoint=True)
+    expected = np.asarray(jax.jit(logits)(pictures))
+    for count in (1, 3):
+        [found] = session.run(["logits"], {"pictures": pictures[:count]})
+        difference = np.abs(found - expected[:count]).max() / np.abs(expected).max()
+        if not difference < ONNX_TOLERANCE:
+            raise ValueError(f"its logits differ by {difference:.1e} of the largest")
 
 
 def copy_safetensors(model: Path, file: Path) -> None:

@@ -6,9 +6,9 @@ import zipfile
 import jax
 import numpy as np
 import pytest
-import runs
 from jax import export
 
+import runs
 import terminator_jax
 from terminator_jax import exporting
 
@@ -79,6 +79,17 @@ def test_onnx(workdir, run_main, unoptimized, tmp_path):
     for count in (1, 5):
         [logits] = session.run(["logits"], {"pictures": IMAGES[:count]})
         np.testing.assert_allclose(logits, expected(IMAGES[:count]), atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_that_gives_other_logits_is_not_written(linear, run_main, monkeypatch, tmp_path):
+    jax2onnx = pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
+    convert = jax2onnx.to_onnx
+    wrong = lambda f, *args, **options: convert(lambda x: 1.01 * f(x), *args, **options)  # noqa: E731
+    monkeypatch.setattr(jax2onnx, "to_onnx", wrong)
+    code, _, err = run_main("export", linear, tmp_path / "linear.onnx")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "its logits differ by " in err
 
 
 def test_the_file_says_what_it_is(linear, run_main, tmp_path):
