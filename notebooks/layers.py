@@ -210,7 +210,8 @@ class LinenNet(nn.Module):
         x = linen.LambdaLayer(CHANNELS, CHANNELS, size=SIZE)(x, use_running_average=not train)
         kernel = self.param("kernel", nn.initializers.normal(0.1), (15, 15, CHANNELS))
         x = nn.gelu(norm(fft_conv(x, kernel)))
-        x = linen.SFNEBlock(SIZE, CHANNELS, 1, branches=BRANCHES)(x)
+        average = dict(use_running_average=not train)
+        x = linen.SFNEBlock(SIZE, CHANNELS, 1, branches=BRANCHES, **average)(x)
         return nn.Dense(10)(x.mean((1, 2)))
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from terminator_jax.layers import running
 from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.sfne import BRANCHES
 from terminator_jax.models import Terminator, TerminatorConfig
@@ -212,6 +213,7 @@ def import_entries(
         view[...] = arrays[name]
     for path, value in slots.items():
         _param(model, path).set_value(jnp.asarray(value))
+    running.reset(model)  # a release has no running averages
 
 
 def export_entries(model: nnx.Module, entries: Iterable[Entry]) -> dict[str, np.ndarray]:

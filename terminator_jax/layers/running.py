@@ -81,6 +81,15 @@ def running_averages(model: nnx.Module) -> list[RunningAverages]:
     return [m for _, m in nnx.iter_modules(model) if isinstance(m, RunningAverages)]
 
 
+def reset(model: nnx.Module) -> None:
+    """Gives a model's running averages, which may be abstract, the values of a new model."""
+    for averages in running_averages(model):
+        for name in ("count", *averages.names):
+            variable = getattr(averages, name)
+            value = jnp.full(variable.shape, float(name == "var"), variable.dtype)
+            variable.set_value(value)
+
+
 def is_calibrated(model: nnx.Module) -> bool:
     """Returns whether all running averages in a model have seen a batch."""
     return all(bool(averages.count[...] > 0) for averages in running_averages(model))

@@ -39,7 +39,7 @@ def average(x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = Non
     count = jnp.arange(1, x.shape[cumulative] + 1, dtype=wide)
     shape = [1] * x.ndim
     shape[cumulative] = -1
-    return jnp.cumsum(mean, cumulative) / count.reshape(shape)
+    return jnp.cumsum(mean, axis=cumulative) / count.reshape(shape)
 
 
 def moments(

@@ -90,6 +90,7 @@ def primitives(jaxpr, name):
 def test_bfloat16_keeps_phases_kernels_and_logits_in_float32():
     dtypes = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     model = filled(lambda: Terminator(TINY, rngs=nnx.Rngs(0), **dtypes))
+    model.eval()
     x = jnp.zeros((2, 4, 4, 2))
     jaxpr, (logits, inter) = jax.make_jaxpr(
         lambda x: model(x, intermediates=True), return_shape=True
@@ -105,8 +106,8 @@ def test_bfloat16_keeps_phases_kernels_and_logits_in_float32():
 def test_bfloat16_has_the_kernels_of_float32():
     def kernels(**dtypes):
         model = filled(lambda: Terminator(TINY, rngs=nnx.Rngs(0), **dtypes))
-        run = jax.jit(lambda x: model(x, intermediates=True)[1].hyper_kernels)
-        return run(jnp.zeros((2, 4, 4, 2)))
+        run = nnx.jit(lambda model, x: model(x, intermediates=True)[1].hyper_kernels)
+        return run(model, jnp.zeros((2, 4, 4, 2)))
 
     for narrow, wide in zip(kernels(dtype=jnp.bfloat16), kernels(), strict=True):
         np.testing.assert_array_equal(narrow, wide)
