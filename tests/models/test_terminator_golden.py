@@ -29,7 +29,7 @@ def result(golden):
         labels = jnp.asarray(golden.input["labels"])
 
         def loss(params, x):
-            logits, inter = nnx.merge(graph, params, other)(x, intermediates=True)
+            logits, inter = nnx.merge(graph, params, other, copy=True)(x, intermediates=True)
             parts = dict(
                 label_smoothing=losses.label_smoothing(logits, labels),
                 slow_neural=losses.slow_neural(inter.hyper_kernels, factors),
