@@ -47,7 +47,7 @@ def result(golden):
             trajectory.append(value)
             updates, state = solver.update(g, state)
             params = optax.apply_updates(params, updates)
-        grads = terminator_to_release(nnx.merge(graph, grads))
+        grads = terminator_to_release(nnx.merge(graph, grads, other))
         return model, total, aux, grads, np.moveaxis(grad_x, -1, 1), trajectory
 
 

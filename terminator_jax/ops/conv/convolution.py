@@ -66,6 +66,7 @@ def fft_conv(
       ValueError: for unknown names, or shapes that do not fit.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> x = jnp.ones((2, 8, 8, 3))
       >>> print(fft_conv(x, jnp.ones((5, 5, 3)))[0, 0, :4, 0].round(2))
       [ 9. 12. 15. 15.]
