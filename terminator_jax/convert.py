@@ -7,7 +7,6 @@ prefix), checks that it makes a model, and writes it in the canonical naming as 
 ready for `terminator_from_release`.
 """
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from terminator_jax.atomic import replacing
 from terminator_jax.layers import running
 from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.sfne import BRANCHES
@@ -364,8 +364,7 @@ def tensors_of(loaded: Any, kind: type) -> dict[str, np.ndarray]:
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays to an `.npz` or `.safetensors` file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    try:
+    with replacing(path, suffix=path.suffix) as partial:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
@@ -373,9 +372,6 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, partial)
         else:
             np.savez(partial, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> int:

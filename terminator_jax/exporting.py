@@ -6,7 +6,6 @@ What is written takes pictures as uint8 and gives logits: normalization is insid
 import io
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from jax import export
 
 import terminator_jax
+from terminator_jax.atomic import replacing
 from terminator_jax.errors import InputError
 from terminator_jax.loading import FILE_NAME, LoadedModel
 from terminator_jax.ops.platform import only
@@ -129,13 +129,8 @@ def copy_safetensors(model: Path, file: Path) -> None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
+    with replacing(file) as partial:
         partial.write_bytes(content)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def logits_of(loaded: LoadedModel) -> Callable[[jax.Array], jax.Array]:

@@ -26,6 +26,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from terminator_jax.atomic import replacing
 from terminator_jax.layers.running import is_calibrated, use_batch_statistics
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
@@ -206,12 +207,8 @@ def save_model(
     # The format writes memory as it lies, whatever the strides.
     arrays = {name: np.asarray(x, order="C") for name, x in _by_name(state).items()}
     content = safetensors.numpy.save(arrays, metadata)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _by_name(state: nnx.State) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import terminator_jax
+from terminator_jax.atomic import replacing
 from terminator_jax.errors import InputError
 
 PACKAGE = Path(terminator_jax.__file__).parent
@@ -95,9 +96,5 @@ def local_directory(name: str) -> Path:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
