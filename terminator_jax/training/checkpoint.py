@@ -124,8 +124,6 @@ class Checkpoints:
         Raises:
             InputError: if the checkpoint is of a state of another structure.
         """
-        if problem := integrity.problem(self.directory, step):
-            raise InputError(f"the checkpoint of step {step} in {self.directory} {problem}")
         try:
             return self._restore(step, abstract_state, sharding)
         except InputError:

@@ -19,15 +19,15 @@ from terminator_jax.errors import InputError
 from terminator_jax.layers import running
 from terminator_jax.layers.running import is_calibrated
 from terminator_jax.training import config as configs
-from terminator_jax.training import report
+from terminator_jax.training import integrity, report
 from terminator_jax.training.averages import PREFIX, with_averages
 from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.metrics import Scalars, weighted_means
 from terminator_jax.training.parallel import process_shard
 from terminator_jax.training.setup import Run, make_run
-from terminator_jax.training.state import ravel, split_model
+from terminator_jax.training.state import TrainState, ravel, split_model
 from terminator_jax.training.step import make_eval_step, make_logits_step
-from terminator_jax.training.tasks import ImageClassification, Task, make_task
+from terminator_jax.training.tasks import METRICS, ImageClassification, Task, make_task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
 CHECKPOINT_FIELDS = ("model.", "optimizer.", "accumulate_steps ", "ema_decay ", "freeze ")
@@ -148,20 +148,33 @@ def _average(run: Run, statistics: str, bar: bool) -> Scalars:
 
 
 def _describe(run: Run, statistics: str, bar: bool) -> dict[str, Any]:
-    """Returns the scores of a classifier."""
+    """Returns the scores of a classifier; of averaged parameters the metrics alone."""
+    logits, labels = _logits(run, run.state, statistics, bar)
+    scores = _metrics(logits, labels) | report.describe(logits, labels, run.eval_data.classes)
+    if run.config.ema_decay:
+        averages = with_averages(run.state, run.config.ema_decay)
+        means = _metrics(*_logits(run, averages, statistics, bar))
+        scores |= {PREFIX + name: mean for name, mean in means.items()}
+    return scores
+
+
+def _metrics(logits: np.ndarray, labels: np.ndarray) -> Scalars:
+    return {name: float(jnp.mean(metric(logits, labels))) for name, metric in METRICS.items()}
+
+
+def _logits(
+    run: Run, state: TrainState, statistics: str, bar: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the logits and the labels of all evaluation images."""
     step = run.parallel.compile(make_logits_step(run.task, run.model_def, statistics))
     batches = pipeline.eval_batches(run.eval_data, run.config.eval_batch_size)
     total = -(-len(run.eval_data) // run.config.eval_batch_size)
     logits, labels = [], []
     for batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not bar, leave=False):
-        found = step(run.state, run.parallel.shard_batch(batch))
+        found = step(state, run.parallel.shard_batch(batch))
         logits.append(np.asarray(found)[batch["mask"]])
         labels.append(batch["label"][batch["mask"]])
-    scores = report.describe(np.concatenate(logits), np.concatenate(labels), run.eval_data.classes)
-    if run.config.ema_decay:
-        both = make_evaluate(run, statistics)()
-        scores |= {name: value for name, value in both.items() if name.startswith(PREFIX)}
-    return scores
+    return np.concatenate(logits), np.concatenate(labels)
 
 
 def _model(run: Run) -> nnx.Module:
@@ -219,12 +232,15 @@ def open_checkpoint(workdir: Path, step: int | None, task: Task) -> tuple[Checkp
         The checkpoints, and the step of the one that is meant.
 
     Raises:
-        InputError: if there is no such checkpoint.
+        InputError: if there is no such checkpoint, or it is damaged.
     """
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoints yet")
     checkpoints = Checkpoints(workdir, best_metric=task.best_metric, read_only=True)
-    return checkpoints, _choose(checkpoints, workdir, step)
+    chosen = _choose(checkpoints, workdir, step)
+    if problem := integrity.problem(checkpoints.directory, chosen):
+        raise InputError(f"the checkpoint of step {chosen} in {checkpoints.directory} {problem}")
+    return checkpoints, chosen
 
 
 def _choose(checkpoints: Checkpoints, workdir: Path, step: int | None) -> int:
