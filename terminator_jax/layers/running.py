@@ -129,16 +129,18 @@ def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
     """
     model.eval()
     use_batch_statistics(model)
+    reset(model)
     momenta = {}
     for averages in running_averages(model):
-        averages.count.set_value(jnp.zeros_like(averages.count[...]))  # the next counts fully
         momenta[averages], averages.momentum = averages.momentum, 1.0
     apply = nnx.jit(lambda model, x: model(x))
     number = 0
-    for number, batch in enumerate(batches, start=1):  # noqa: B007
-        apply(model, batch)
-    for averages, momentum in momenta.items():
-        averages.momentum = momentum
-    model.eval()
+    try:
+        for number, batch in enumerate(batches, start=1):  # noqa: B007
+            apply(model, batch)
+    finally:
+        for averages, momentum in momenta.items():
+            averages.momentum = momentum
+        model.eval()
     if not number:
         raise ValueError("there are no batches to compute running averages from")

@@ -11,7 +11,7 @@ from terminator_jax.layers.running import is_calibrated, running_averages
 from terminator_jax.layers.sfne import SFNEBlock, SlowKernels, fused_settings, fused_weights
 from terminator_jax.models.terminator import Terminator
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
-from terminator_jax.ops.fused_sfne import RGUWeights, SFNEWeights, fold, fused_sfne
+from terminator_jax.ops.fused_sfne import RGUWeights, SFNEWeights, fold, fused_sfne, sum_copies
 
 
 class BakedSFNEBlock(nnx.Module):
@@ -38,10 +38,7 @@ class BakedSFNEBlock(nnx.Module):
         )
         weights = fold(fused_weights(block, kernels), self.settings, local, output)
         # A skip that is tiled to more channels meets the sum of its copies' weights.
-        tiled = {
-            name: jnp.sum(weights.bottleneck[name].reshape(-1, c, len(output[0])), axis=0)
-            for name, c in self.skips.items()
-        }
+        tiled = {name: sum_copies(weights.bottleneck[name], c) for name, c in self.skips.items()}
         weights = weights._replace(bottleneck={**weights.bottleneck, **tiled})
         rgus = weights.rgus
         self.rgus = nnx.List(nnx.Dict(**_params(rgu._asdict())) for rgu in rgus)

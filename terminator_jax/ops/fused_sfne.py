@@ -292,5 +292,10 @@ def _rows(
     rows = dict(bottleneck)
     rows["local"] = jnp.concatenate([rows.pop(f"l{n + 1}") for n in range(branches)])
     for name, skip in skips.items():
-        rows[name] = jnp.sum(rows[name].reshape(-1, len(skip), rows[name].shape[1]), axis=0)
+        rows[name] = sum_copies(rows[name], len(skip))
     return rows
+
+
+def sum_copies(rows: jax.Array, channels: int) -> jax.Array:
+    """Sums the weights `(copies * channels, outputs)` of a tiled map over its copies."""
+    return jnp.sum(rows.reshape(-1, channels, rows.shape[1]), axis=0)
