@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import textwrap
+import threading
 import time
 import types
 from pathlib import Path
@@ -334,8 +335,17 @@ def test_no_network(monkeypatch, tmp_path):
 
 def test_a_server_that_never_answers(monkeypatch, tmp_path):
     monkeypatch.setattr(download, "PATIENCE", 0.5)
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: time.sleep(60))
-    assert "www.cs.toronto.edu does not answer (timed out)" in refusal(tmp_path)
+    ended = threading.Event()
+
+    def wait(url, timeout):
+        ended.wait()
+        raise OSError("the test is over")  # what ends its thread, and not another test's
+
+    monkeypatch.setattr("urllib.request.urlopen", wait)
+    try:
+        assert "www.cs.toronto.edu does not answer (timed out)" in refusal(tmp_path)
+    finally:
+        ended.set()
 
 
 def test_a_folder_that_cannot_be_made(served, tmp_path):
