@@ -45,4 +45,4 @@ class StopSignals:
         if self.number is not None:
             os._exit(INTERRUPTED)  # threads that compile would otherwise be torn down under way
         self.number = signal.Signals(number)
-        os.write(2, PROMISE)  # print may be in use by what was interrupted
+        os.write(1, PROMISE)  # print may be in use by what was interrupted

@@ -16,6 +16,7 @@ from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity, loop
 from terminator_jax.training.checkpoint import latest_step
+from terminator_jax.training.evaluation import evaluate_checkpoint
 from terminator_jax.training.interrupt import StopSignals
 
 SMALL = "tests/training/small.py"
@@ -75,6 +76,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(finished, 
     assert (finished / "damaged" / "44" / "state" / "d" / file.name).exists()
     assert parameters(finished) == expected
     assert integrity.problem(finished / "checkpoints", 44) == ""
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(finished):
+    next((finished / "checkpoints" / "44").rglob("_METADATA")).write_text("")
+    with pytest.raises(InputError, match=r"step 44 in .* has a damaged .*_METADATA"):
+        evaluate_checkpoint(finished, 44)
+    assert evaluate_checkpoint(finished, 22).step == 22
 
 
 def test_damage_to_an_older_checkpoint_blocks_nothing(finished):
@@ -139,6 +147,7 @@ def test_the_log_is_valid_json(tmp_path):
 def test_signals_stop_after_the_step_and_a_second_one_at_once(number):
     code = f"""
 import os, signal, time
+from terminator_jax.training.evaluation import evaluate_checkpoint
 from terminator_jax.training.interrupt import StopSignals
 with StopSignals() as signals:
     os.kill(os.getpid(), {int(number)})
@@ -147,8 +156,10 @@ with StopSignals() as signals:
     time.sleep(60)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (130, "True\n")
-    assert "stopping: the step is finished and saved first" in done.stderr
+    assert (done.returncode, done.stderr) == (130, "")
+    promise, answer = done.stdout.strip().splitlines()
+    assert promise.startswith("stopping: the step is finished and saved first")
+    assert answer == "True"
 
 
 def test_a_thread_trains_without_signals():
