@@ -2,20 +2,22 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Gives the name of a file to write, which takes the place of `path` when it is written.
+
+    The file lies in a folder of its own beside `path`, which nobody else can write to: no link
+    can lie in its place.
 
     Args:
         path: the file.
-        suffix: what the name ends with, for a writer that goes by that, such as `np.savez`.
 
     Example:
-        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder) / "a.txt"
         ...     with replacing(file) as partial:
@@ -23,9 +25,9 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
         ...     file.read_text()
         'all of it'
     """
-    partial = path.with_name(f".{path.name}.partial{suffix}")
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True
+    ) as own:
+        partial = Path(own) / path.name
         yield partial
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

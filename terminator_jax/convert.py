@@ -364,7 +364,7 @@ def tensors_of(loaded: Any, kind: type) -> dict[str, np.ndarray]:
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays to an `.npz` or `.safetensors` file, whole or not at all."""
-    with replacing(path, suffix=path.suffix) as partial:
+    with replacing(path) as partial:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 

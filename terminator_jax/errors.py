@@ -1,8 +1,34 @@
-"""The error for what a user can put right."""
+"""The errors that the commands print in one line, without a traceback."""
+
+import errno
+
+# What the system says when there is no more room.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class InputError(ValueError):
-    """Says in one line what cannot be done, and what to do instead.
+    """Says in one line what cannot be done, and what to do instead; exit code 2."""
 
-    The commands print it and exit with status 2, without a traceback.
+
+class SystemFailure(InputError):
+    """Says in one line what the machine refused: disk, memory, network, another process.
+
+    The same command may succeed later or elsewhere; exit code 1.
     """
+
+
+def cannot_write(path: object, error: OSError, hint: str = "choose another place") -> InputError:
+    """Returns the error to raise for a path that the system does not let us write.
+
+    Args:
+        path: what a message calls it.
+        error: what the system answered.
+        hint: what to do instead.
+
+    Example:
+        >>> print(cannot_write("runs/a", OSError(errno.ENOSPC, "No space left on device")))
+        runs/a cannot be written: the disk is full: make room, or choose another place
+    """
+    if error.errno in FULL:
+        return SystemFailure(f"{path} cannot be written: the disk is full: make room, or {hint}")
+    return InputError(f"{path} cannot be written: {error.strerror or error}: {hint}")

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
-    if flags.step != "best" and not flags.step.isdigit():
+    if flags.step != "best" and not (flags.step.isascii() and flags.step.isdecimal()):
         raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
     if flags.size < 0:
         raise InputError(f"--size is {flags.size}, and must be a number of pixels")
@@ -62,13 +62,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print(found) -> None:
     """Prints an `Evaluation` for people."""
+    from terminator_jax.training.tasks import METRICS
+
     scores = found.scores
-    print(
-        f"step {found.step}: accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  "
-        f"{scores['count']:.0f} {found.unit}"
-    )
-    if "ema_accuracy" in scores:
-        print(f"averages: accuracy {scores['ema_accuracy']:.4f}  loss {scores['ema_loss']:.4f}")
+    metrics = "".join(f"{name} {scores[name]:.4f}  " for name in METRICS)
+    print(f"step {found.step}: {metrics}{scores['count']:.0f} {found.unit}")
+    averages = [
+        f"{name} {scores[f'ema_{name}']:.4f}" for name in METRICS if f"ema_{name}" in scores
+    ]
+    if averages:
+        print("averages: " + "  ".join(averages))
     if "confusion" in scores:
         print(
             f"top-5 accuracy {scores['top5_accuracy']:.4f}  "

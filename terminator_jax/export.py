@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, cannot_write
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
             write = exporting.write_onnx if form == "onnx" else exporting.write_stablehlo
             write(loaded, flags.out, dtype=dtype)
     except OSError as error:
-        raise InputError(f"{flags.out} cannot be written: {error.strerror}") from error
+        raise cannot_write(flags.out, error) from error
     print(f"{flags.out}: {form}, {flags.out.stat().st_size / 1e6:.1f} MB")
     return 0
 

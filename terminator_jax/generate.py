@@ -77,7 +77,7 @@ def _check(flags) -> None:
         raise InputError(f"--temperature is {flags.temperature}, and must be 0 or more")
     if flags.seed >= 2**32:
         raise InputError(f"--seed is {flags.seed}, and must be less than 2**32")
-    if flags.step != "best" and not flags.step.isdigit():
+    if flags.step != "best" and not (flags.step.isascii() and flags.step.isdecimal()):
         raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
 
 

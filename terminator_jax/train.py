@@ -50,7 +50,11 @@ def main(arguments: Sequence[str]) -> int:
         parallel.initialize_distributed(flags.coordinator, flags.num_processes, flags.process_id)
     if flags.workdir is None and flags.process_id == 0:
         print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
-    result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
+    try:
+        result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
+    except Exception as error:
+        error.add_note(f"the log is {workdir / 'log.jsonl'}")
+        raise
     if flags.process_id == 0:
         _report(result, workdir)
     # A scheduler starts a process again that it stopped and that ended well.
@@ -65,11 +69,15 @@ def _report(result, workdir: Path) -> None:
         return
     state = "was done already" if result.already_finished else "done"
     early = f" of {result.total}, as --config.early_stopping_epochs says" * result.stopped_early
-    prefix = "ema_" if "ema_accuracy" in result.best else ""
+    metric, scores = result.best_metric, result.best
+    others = ", ".join(
+        f"{name} {value:.4f}"
+        for name, value in scores.items()
+        if name not in (metric, "count") and name.startswith("ema_") == metric.startswith("ema_")
+    )
     print(
-        f"{state}: {result.step} steps{early}; best eval {prefix}accuracy "
-        f"{result.best[prefix + 'accuracy']:.4f} ({prefix}loss "
-        f"{result.best[prefix + 'loss']:.4f}) at step {result.best_step}"
+        f"{state}: {result.step} steps{early}; best eval {metric} {scores[metric]:.4f} ({others}) "
+        f"at step {result.best_step}"
     )
     print(f"checkpoints: {workdir / 'checkpoints'}   logs: {workdir / 'log.jsonl'}")
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from terminator_jax.data import preparation
 from terminator_jax.data.cache import user_cache
-from terminator_jax.errors import InputError
+from terminator_jax.errors import cannot_write
 
 TEST_EVERY = 5
 
@@ -73,7 +73,5 @@ def prepared(data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
     try:
         return preparation.prepared(_builder, data_dir)
     except OSError as error:
-        raise InputError(
-            f"cannot keep the digits under {data_dir} ({error.strerror}): set XDG_CACHE_HOME "
-            "to a directory that can be written"
-        ) from error
+        hint = "set XDG_CACHE_HOME to a directory that can be"
+        raise cannot_write(f"the data set of the digits in {data_dir}", error, hint) from error

@@ -12,11 +12,10 @@ from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from terminator_jax.data import preparation
-from terminator_jax.errors import InputError
+from terminator_jax.errors import FULL, InputError, SystemFailure
 
 # Seconds until the server of a data set has to answer. TFDS itself gives up after 205 seconds.
 PATIENCE = 4.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def download(builder: tfds.core.DatasetBuilder) -> None:
@@ -50,7 +49,7 @@ def download(builder: tfds.core.DatasetBuilder) -> None:
         print(f"{builder.name} is not in {root} yet: it is downloaded and prepared there")
         preparation.prepared(make, Path(root), downloads)
     except Exception as error:  # TFDS passes on whatever its downloads and data sets raise
-        raise InputError(_reason(maker, root, error)) from error
+        raise _explained(maker, root, error) from error
 
 
 def _check_network(maker: type[tfds.core.DatasetBuilder], downloads: Path) -> None:
@@ -85,33 +84,33 @@ def _check_server(url: str) -> None:
         raise OSError(f"{server} does not answer ({problem}), is there a network?")
 
 
-def _reason(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception) -> str:
-    """Says in one line why a data set cannot be had, and what to do."""
+def _explained(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception) -> InputError:
+    """Returns an error that says in one line why a data set cannot be had, and what to do."""
+    text = _one_line(error)
+    if getattr(error, "errno", None) in FULL or "No space left" in text:
+        return SystemFailure(
+            f"{maker.name} cannot be prepared: the disk of {root} is full: make room, or set "
+            "TFDS_DATA_DIR or --config.data.data_dir to a folder on another one"
+        )
     if isinstance(error, ImportError):
         package = (error.name or "tensorflow").partition(".")[0]
-        return (
+        return InputError(
             f"TFDS needs {package} to prepare {maker.name}, though not to read it: install it for "
             f"this once with `python -m pip install {package}` (what was downloaded is kept), or "
             "copy a prepared data set"
         )
     if isinstance(error, NonMatchingChecksumError):
         url = next((url for url in maker.url_infos or () if url in str(error)), "an archive")
-        return (
+        return InputError(
             f"{maker.name} cannot be downloaded: {url} has another checksum than TFDS knows, so "
             "it was changed or damaged on the way: try again, or copy a prepared data set"
         )
-    text = _one_line(error)
-    if getattr(error, "errno", None) in FULL or "No space left" in text:
-        return (
-            f"{maker.name} cannot be prepared: the disk of {root} is full: make room, or set "
-            "TFDS_DATA_DIR or --config.data.data_dir to a folder on another one"
-        )
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-        return (
+        return InputError(
             f"{maker.name} cannot be prepared: {root} cannot be written ({text}): set "
             "TFDS_DATA_DIR or --config.data.data_dir to a folder that can"
         )
-    return (
+    return InputError(
         f"{maker.name} cannot be downloaded: {text or type(error).__name__}: try again, or copy a "
         f"prepared data set into {root}"
     )

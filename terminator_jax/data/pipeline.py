@@ -11,7 +11,7 @@ global batches as a single process would, and an iterator's state is one number.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -31,41 +31,62 @@ class Examples(Protocol):
         ...
 
 
-def train_batches(
-    pictures: Examples,
+def train_order(
+    count: int, batch_size: int, *, seed: int, accumulate_steps: int = 1
+) -> grain.MapDataset:
+    """Returns which examples each training batch has, without end: `order[n]` for batch n from 0.
+
+    The examples left over at an epoch's end are dropped.
+
+    Args:
+        count: the number of examples.
+        batch_size: examples in a batch of all processes together.
+        seed: decides the order, in `[0, 2**32)`.
+        accumulate_steps: batches of one update; an epoch has only whole updates.
+
+    Example:
+        >>> train_order(6, 2, seed=0)[3].shape
+        (2,)
+    """
+    dataset = grain.MapDataset.range(count).seed(seed).shuffle()
+    if accumulate_steps > 1:  # only then: each operation changes what those after it draw
+        update = batch_size * accumulate_steps
+        dataset = dataset.slice(slice(count // update * update))
+    return dataset.batch(batch_size, drop_remainder=True).repeat()
+
+
+def train_dataset(
+    examples: Examples,
     batch_size: int,
     *,
     seed: int,
     accumulate_steps: int = 1,
     augmentations: Sequence[grain.transforms.RandomMap] = (),
     process: Process = ALONE,
-) -> grain.DatasetIterator:
-    """Shuffled batches without end; the pictures left over at an epoch's end are dropped.
+) -> grain.MapDataset:
+    """Returns the shuffled training batches without end: `dataset[n]` is batch n, from 0.
 
     Args:
-        pictures: where they come from.
-        batch_size: pictures in a batch of all processes together.
+        examples: where they come from.
+        batch_size: examples in a batch of all processes together.
         seed: decides order and augmentation, in `[0, 2**32)`.
         accumulate_steps: batches of one update; an epoch has only whole updates.
         augmentations: applied in this order.
         process: the part of each batch that is made here.
-
-    Returns:
-        An iterator of this process's batches. `get_state()` and `set_state()` save and restore its
-        position.
     """
-    dataset = grain.MapDataset.range(len(pictures)).seed(seed).shuffle()
-    if accumulate_steps > 1:  # only then: each operation changes what those after it draw
-        update = batch_size * accumulate_steps
-        dataset = dataset.slice(slice(len(pictures) // update * update))
-    dataset = (
-        dataset.batch(batch_size, drop_remainder=True)
-        .repeat()
-        .map(functools.partial(_read, pictures, process))
-    )
+    order = train_order(len(examples), batch_size, seed=seed, accumulate_steps=accumulate_steps)
+    dataset = order.map(functools.partial(_read, examples, process))
     for augmentation in augmentations:
         dataset = dataset.random_map(augmentation)
-    return iter(dataset.to_iter_dataset(PREFETCH))
+    return dataset
+
+
+def train_batches(examples: Examples, batch_size: int, **options: Any) -> grain.DatasetIterator:
+    """Returns an iterator of `train_dataset`, whose batches are made ahead of their use.
+
+    `get_state()` and `set_state()` save and restore its position.
+    """
+    return iter(train_dataset(examples, batch_size, **options).to_iter_dataset(PREFETCH))
 
 
 def eval_batches(

@@ -6,7 +6,12 @@
 A checkpoint gets its name only when it is whole: one whose writing was cut off is never read.
 """
 
+import concurrent.futures
+import contextlib
+import errno
 import functools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +25,15 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from terminator_jax.errors import InputError
+from terminator_jax.errors import FULL, InputError, cannot_write
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity
 from terminator_jax.training.history import quality
 from terminator_jax.training.paths import replace_text
 from terminator_jax.training.state import TrainState
+
+# What a storage library says of a full disk.
+FULL_TEXT = "No space left"
 
 
 class Checkpoints:
@@ -58,21 +66,24 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy(policies),
             create=not read_only,
             read_only=read_only,
-            # The next step reuses the memory of the state, which must be written by then.
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=not read_only,
         )
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "batches")
         )
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._saving: concurrent.futures.Future | None = None
 
     @property
     def latest(self) -> int | None:
         """The step of the last checkpoint; None before any."""
+        self.wait()
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
         """The step of the best checkpoint; the last of equals; None before any."""
+        self.wait()
         return self._manager.best_step()
 
     @property
@@ -92,20 +103,57 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, batches: dict[str, Any], scores: dict[str, float] | None
     ) -> None:
-        """Writes a checkpoint and removes those that are not to be kept.
+        """Begins to write a checkpoint, and waits only for the one before.
+
+        Those that are not to be kept are removed when it is whole.
 
         Args:
             step: the number of steps done, which names it.
-            state: arrays over the devices of all processes, see `Parallel.to_global`.
+            state: arrays over the devices of all processes, see `Parallel.to_global`, whose memory
+                nothing uses again.
             batches: the position of the training batches, `get_state()` of their iterator.
             scores: the result of an evaluation; None in the middle of an epoch.
+
+        Raises:
+            InputError: if it, or the one before, cannot be written.
         """
+        self.wait()
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_to_disk(state)), batches=ocp.args.JsonSave(batches)
         )
-        self._manager.save(step, args=items, metrics=scores, force=True)
+        with self._explained():
+            self._manager.save(step, args=items, metrics=scores, force=True)
+        self._saving = self._thread.submit(self._finish, step)
+
+    def wait(self) -> None:
+        """Waits until what is being saved is whole.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving:
+            with self._explained():
+                saving.result()
+
+    def _finish(self, step: int) -> None:
+        self._manager.wait_until_finished()
         if jax.process_index() == 0:
             integrity.write(self.directory, step)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raises what the system says of a disk as InputError, and removes what is not whole."""
+        try:
+            yield
+        except Exception as error:  # orbax passes on what its storage libraries raise
+            full = getattr(error, "errno", None) in FULL or FULL_TEXT in str(error)
+            if not full and not isinstance(error, OSError):
+                raise
+            for partial in self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            system = OSError(errno.ENOSPC, "") if full else error
+            raise cannot_write(f"a checkpoint in {self.directory}", system) from error
 
     def restore(
         self, step: int, abstract_state: TrainState, sharding: jax.sharding.Sharding
@@ -152,8 +200,12 @@ class Checkpoints:
         return _from_disk(found.state), found.batches
 
     def close(self) -> None:
-        """Closes the manager."""
-        self._manager.close()
+        """Waits for what is being saved, and ends the threads that save."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
 
 
 def _to_disk(state: TrainState) -> dict[str, Any]:
@@ -190,7 +242,7 @@ def read_config(workdir: Path) -> ConfigDict:
 def latest_step(workdir: Path) -> int | None:
     """Returns the step of the last whole checkpoint, if any; reads nothing but names."""
     names = (path.name for path in (workdir / "checkpoints").glob("*"))
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=None)
 
 
 def set_damaged_aside(workdir: Path) -> list[str]:
@@ -251,4 +303,4 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         replace_text(config_file(workdir), configs.to_json(config))
     except OSError as error:
-        raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
+        raise cannot_write(f"--workdir={workdir}", error) from error

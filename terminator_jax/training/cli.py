@@ -1,17 +1,18 @@
 """The flags, one-line errors and exit codes that the commands share."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from absl import logging
 
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, SystemFailure
 from terminator_jax.training import paths
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn:
     """Runs a command with the process's arguments and ends the process with its exit code.
 
-    An `InputError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130. When nobody
-    reads the output any more, as after `| head`, the command ends with exit code 1.
+    An `InputError` becomes one line on stderr and exit code 2, a `SystemFailure`, an error of the
+    system or a lack of memory exit code 1, Ctrl-C exit code 130. When nobody reads the output any
+    more, as after `| head`, the command ends with exit code 1. Anything else is a bug of this
+    package, and keeps its traceback.
 
     Args:
         command: takes the arguments and returns the exit code.
@@ -65,23 +68,50 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
     logging.set_verbosity(logging.ERROR)  # TFDS and orbax log much
     try:
         code = command(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = USER_ERROR
-    except ModuleNotFoundError as error:
-        if not extra:
-            raise
-        package, hint = error.name.partition(".")[0], f"pip install 'terminator-jax[{extra}]'"
-        print(f"error: {package} is not installed: {hint}", file=sys.stderr)
-        code = FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
-        code = FAILED
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # sys.exit would wait until TFDS's threads have downloaded everything
+    except Exception as error:
+        code, line = _explain(error, extra)
+        if line:
+            print(line, file=sys.stderr)
+        if code is None:
+            raise
     sys.exit(code)
+
+
+def _explain(error: Exception, extra: str) -> tuple[int | None, str]:
+    """Returns the exit code and the line for an error; no code for a bug."""
+    match error:
+        case SystemFailure():
+            return FAILED, f"error: {error}"
+        case InputError():
+            return USER_ERROR, f"error: {error}"
+        case ModuleNotFoundError() if extra:
+            package = (error.name or "a package").partition(".")[0]
+            hint = f"pip install 'terminator-jax[{extra}]'"
+            return FAILED, f"error: {package} is not installed: {hint}"
+        case OSError():
+            _silence(sys.stdout)  # Python flushes at its end what could not be written
+            lost = isinstance(error, BrokenPipeError)
+            name = f"{error.filename}: " if error.filename else ""
+            return FAILED, "" if lost else f"error: {name}{error.strerror or error}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return FAILED, f"error: not enough memory: {_first_line(error)}"
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return None, f"error: this is a bug; please report it with the lines below{notes}"
+
+
+def _silence(stream: TextIO) -> None:
+    """Sends what is still to be written to nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or "allocate less, such as a smaller batch"
 
 
 def run_directory(flags: argparse.Namespace) -> Path:

@@ -15,6 +15,7 @@ changes what it needs:
 import dataclasses
 import difflib
 import json
+import math
 import re
 import reprlib
 import runpy
@@ -40,9 +41,11 @@ RESUMABLE_FIELDS = {
     "data.data_dir",
     "data.download",
     "data.in_memory",
+    "diagnostics_every_steps",
     "epochs",
     "keep_every_epochs",
     "log_every_steps",
+    "on_nonfinite",
     "profile",
     "remat",
 }
@@ -69,6 +72,8 @@ def default_config() -> ConfigDict:
             profile=False,  # writes a trace of a few steps into the workdir
             compilation_cache=True,  # keeps compiled programs in the user's cache directory
             log_every_steps=20,
+            diagnostics_every_steps=0,  # norms by part, features by block; 0 for never
+            on_nonfinite="stop",  # at a loss or gradient of NaN or infinity; or "skip" the step
             best_metric="",  # of an evaluation, for the best checkpoint; "" is the task's own
             checkpoint_every_steps=500,  # besides the end of each epoch; 0 for only that
             keep_every_epochs=0,  # checkpoints to keep besides the last and the best; 0 for none
@@ -175,6 +180,8 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "freeze": (_is_pattern, "a regular expression"),
     "log_every_steps": _positive,
+    "diagnostics_every_steps": _not_negative,
+    "on_nonfinite": (lambda value: value in ("stop", "skip"), "stop or skip"),
     "checkpoint_every_steps": _not_negative,
     "keep_every_epochs": _not_negative,
     "early_stopping_epochs": _not_negative,
@@ -359,8 +366,11 @@ def _check_type(path: str, value: Any, default: Any) -> None:
     fits = isinstance(value, (int, float) if wanted is float else wanted)
     if not fits or (isinstance(value, bool) and wanted is not bool):
         raise InputError(f"config.{path} must be of type {wanted.__name__}, not {value!r}")
-    if wanted is tuple and not all(isinstance(x, (int, float)) for x in value):
+    numbers = value if wanted is tuple else [value]
+    if wanted is tuple and not all(isinstance(x, (int, float)) for x in numbers):
         raise InputError(f"config.{path} must be a tuple of numbers, not {value!r}")
+    if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+        raise InputError(f"config.{path} is {_short(value)}, and must be finite")
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

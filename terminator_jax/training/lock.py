@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, cannot_write
 
 FILE_NAME = "lock"
 
@@ -40,7 +40,7 @@ def one_writer(workdir: Path) -> Iterator[None]:
         # Without O_TRUNC: what is there says who has the lock. A link is not followed.
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
+        raise cannot_write(f"--workdir={workdir}", error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """Logs a run: JSON lines, TensorBoard events, and a bar or lines on the terminal.
 
-workdir/log.jsonl          one object a line: kind ("train" or "eval"), step, epoch, metrics
+workdir/log.jsonl          one object a line: kind ("train", "eval" or "diagnostics"), step, epoch,
+                           metrics
 workdir/events.out.…       the same for TensorBoard
 """
 
@@ -30,6 +31,7 @@ class Logs:
         steps_per_epoch: steps in an epoch.
         enabled: whether this process writes; only one of several does.
         unit: what a step's examples are called.
+        shown: the metrics that the bar shows of training steps.
 
     Attributes:
         lines: of the log, also those of earlier processes; none if this one does not write.
@@ -44,7 +46,9 @@ class Logs:
         steps_per_epoch: int,
         enabled: bool = True,
         unit: str = "images",
+        shown: Sequence[str] = ("loss",),
     ):
+        self._shown = shown
         self._unit, self._workdir, self._start = unit, workdir, step
         self._enabled, self._steps_per_epoch, self._total = enabled, steps_per_epoch, total
         self._bar, self._writer, self.lines = None, None, []
@@ -92,9 +96,13 @@ class Logs:
         """Writes the means of the training steps since the last call."""
         self._write("train", step, means)
         if self._bar:
-            shown = "loss {loss:.4f}  accuracy {accuracy:.4f}  ".format(**means)
+            shown = "".join(f"{name} {means[name]:.4f}  " for name in self._shown if name in means)
             self._bar.set_description_str(f"epoch {self._epoch(step)}", refresh=False)
             self._bar.set_postfix_str(shown + self._speed(means))
+
+    def log_diagnostics(self, step: int, found: Scalars) -> None:
+        """Writes what `diagnostics.make_diagnose` found."""
+        self._write("diagnostics", step, found)
 
     def log_eval(self, step: int, scores: Scalars, means: Scalars) -> None:
         """Writes the scores of an evaluation, and prints the epoch's line."""
@@ -131,7 +139,9 @@ class Logs:
         self._file.write(json.dumps({name: _valid(value) for name, value in line.items()}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
-            self._events().add_scalar(f"{kind}/{name}", value, step)
+            if math.isfinite(value):
+                self._events().add_scalar(f"{kind}/{name}", value, step)
+        self._events().flush()
 
 
 def _metric_names(scores: Scalars) -> list[str]:

@@ -4,15 +4,12 @@ result = train(config.read("experiments/digits.py"), Path("runs/digits"))
 """
 
 import contextlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from signal import Signals
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import card, history
@@ -24,23 +21,19 @@ from terminator_jax.training.checkpoint import (
     write_config,
 )
 from terminator_jax.training.config import ConfigDict
+from terminator_jax.training.diagnostics import make_diagnose
 from terminator_jax.training.evaluation import make_evaluate
 from terminator_jax.training.initial import initialize
 from terminator_jax.training.interrupt import StopSignals
 from terminator_jax.training.lock import one_writer
 from terminator_jax.training.logs import Logs
-from terminator_jax.training.metrics import Meter, Scalars
+from terminator_jax.training.metrics import Scalars
 from terminator_jax.training.parallel import any_process
+from terminator_jax.training.recorder import Recorder
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.step import make_train_step
+from terminator_jax.training.tasks import METRICS
 from terminator_jax.training.trace import Trace
-
-# What is in the state, in the words of a message.
-STATE_NAMES = {
-    "params": "the parameters",
-    "model_state": "the running averages",
-    "opt_state": "the averages of the optimizer",
-}
 
 
 class TrainResult(NamedTuple):
@@ -52,6 +45,7 @@ class TrainResult(NamedTuple):
         already_finished: whether there was nothing left to do.
         best_step: the step of the best checkpoint, if any epoch was finished.
         best: the scores at that step.
+        best_metric: which of them decides.
         stopped_early: whether it ended before, since the evaluations became no better.
         signal: what asked this process to stop, if anything did.
     """
@@ -61,6 +55,7 @@ class TrainResult(NamedTuple):
     already_finished: bool
     best_step: int | None
     best: Scalars
+    best_metric: str
     stopped_early: bool = False
     signal: Signals | None = None
 
@@ -111,9 +106,16 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
             with contextlib.suppress(OSError):
                 card.write(workdir, run, step, history.read(workdir, step))
         best = checkpoints.best
-        scores = {} if best is None else checkpoints.metrics(best)
-        early = step < run.total_steps and _is_stale(run, history.read(workdir, step))
-        return TrainResult(step, run.total_steps, already_finished, best, scores, early, signal)
+        return TrainResult(
+            step=step,
+            total=run.total_steps,
+            already_finished=already_finished,
+            best_step=best,
+            best={} if best is None else checkpoints.metrics(best),
+            best_metric=run.task.best_metric,
+            stopped_early=step < run.total_steps and _is_stale(run, history.read(workdir, step)),
+            signal=signal,
+        )
 
 
 def _checkpoints(run: Run, workdir: Path, *, read_only: bool) -> Checkpoints:
@@ -162,61 +164,48 @@ def _train(
     run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str], command: str
 ) -> tuple[int, Signals | None]:
     """Trains from the last checkpoint, if any; returns the step at which it stopped, and why."""
-    config, first_process = run.config, jax.process_index() == 0
-
-    # Restore.
+    config = run.config
     batches, start = run.train_batches(), checkpoints.latest or 0
     if start:
         batches.set_state(run.restore(checkpoints, start))
 
-    # Compile: nothing happens before the first call.
+    # Nothing compiles before the first call.
     train_step = make_train_step(run.task, run.model_def, run.tx, run.schedule)
     train_step = run.parallel.compile(train_step, donate=True)
-    evaluate = make_evaluate(run)
-
-    logs = _make_logs(run, workdir, start)
-    trace = Trace(workdir, enabled=first_process and config.profile)
-    meter = Meter(config.batch_size, run.task.unit_of_speed)
+    evaluate, diagnose = make_evaluate(run), make_diagnose(run)
+    recorder = Recorder(run, workdir, checkpoints, _make_logs(run, workdir, start), command)
+    trace = Trace(workdir, enabled=jax.process_index() == 0 and config.profile)
     step = start
-    with logs, trace, StopSignals() as signals:
+    with recorder.logs as logs, trace, StopSignals() as signals:
         for line in (_describe_run(run, start), *news):
             logs.info(line)
         _log_baselines(run, logs)
-        card.write(workdir, run, step, logs.lines, command)
+        recorder.write_card(step)
 
         # Nothing in the loop waits for the devices, except where the log and checkpoints need it.
         while step < run.total_steps:
-            run.state, metrics = train_step(run.state, run.parallel.shard_batch(next(batches)))
+            batch = next(batches)
+            run.state, metrics = train_step(run.state, run.parallel.shard_batch(batch))
             step += 1
-            meter.add(metrics)
+            recorder.add(metrics, first=step == start + 1)
             trace.step(step - start, metrics)
-            if step == start + 1:
-                jax.block_until_ready(metrics)
-                logs.first_step_done()
-                meter.reset_timer()
-            logs.step()
 
             ends_epoch = step % run.steps_per_epoch == 0
             logs_now = ends_epoch or _is_multiple(step, config.log_every_steps)
             # Several processes exchange whether to stop, which takes time, only when they log.
             stops = (logs_now or jax.process_count() == 1) and any_process(bool(signals.number))
             saves = ends_epoch or stops or _is_multiple(step, config.checkpoint_every_steps)
-            scores = None
             if logs_now or saves:
-                means = meter.read()
-                _check_finite(means, step, checkpoints)
-                logs.log_train(step, means)
-            if ends_epoch:
-                scores = evaluate()
-                logs.log_eval(step, scores, meter.read_epoch())
-                # Before the checkpoint: after a kill in between, this step is trained again.
-                if first_process and checkpoints.is_best(scores):
-                    run.save_model(workdir, step)
+                recorder.log_train(step)
+            if _is_multiple(step, config.diagnostics_every_steps):
+                recorder.log_diagnostics(step, diagnose(batch))
             if saves:
-                _check_state(run, step, checkpoints)
-                run.save(checkpoints, step, batches, scores)
-                card.write(workdir, run, step, logs.lines, command)
-                meter.reset_timer()
+                recorder.check_state(step)
+            scores = evaluate() if ends_epoch else None
+            if scores:
+                recorder.log_eval(step, scores)
+            if saves:
+                recorder.save(step, batches, scores)
             if stops or (ends_epoch and _is_stale(run, logs.lines)):
                 break
     return step, signals.number
@@ -231,6 +220,7 @@ def _make_logs(run: Run, workdir: Path, start: int) -> Logs:
         steps_per_epoch=run.steps_per_epoch,
         enabled=jax.process_index() == 0,
         unit=run.task.unit_of_speed,
+        shown=tuple(METRICS),
     )
 
 
@@ -258,25 +248,3 @@ def _log_baselines(run: Run, logs: Logs) -> None:
 def _is_multiple(step: int, every: int) -> bool:
     """Returns whether `step` is a multiple of `every`; never for 0."""
     return every > 0 and step % every == 0
-
-
-def _check_finite(means: Scalars, step: int, checkpoints: Checkpoints) -> None:
-    """Raises InputError if the loss is not finite, before a checkpoint is saved."""
-    if not math.isfinite(means["loss"]):
-        _diverged(f"the loss is {means['loss']}", step, checkpoints)
-
-
-def _check_state(run: Run, step: int, checkpoints: Checkpoints) -> None:
-    """Raises InputError if what is to be saved is not finite: the loss is that before the step."""
-    for name, tree in zip(run.state._fields, run.state, strict=True):
-        for leaf in map(np.asarray, jax.tree.leaves(jax.device_get(tree))):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
-                _diverged(f"{STATE_NAMES.get(name, name)} are not finite", step, checkpoints)
-
-
-def _diverged(what: str, step: int, checkpoints: Checkpoints) -> NoReturn:
-    last = checkpoints.latest
-    raise InputError(
-        f"{what} at step {step}: lower config.optimizer.learning_rate; "
-        + (f"the last checkpoint is of step {last}" if last else "there is no checkpoint yet")
-    )

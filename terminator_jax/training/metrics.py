@@ -16,6 +16,9 @@ class Meter:
         batch_size: examples in a step.
         unit: what they are called in the name of the speed.
 
+    Attributes:
+        steps: the metrics of each step that the last `read` waited for.
+
     Example:
         >>> meter = Meter(batch_size=32)
         >>> for loss in (1.0, 3.0):
@@ -28,6 +31,7 @@ class Meter:
         self._batch_size, self._speed = batch_size, f"{unit}_per_second"
         self._pending: list[dict[str, jax.Array]] = []
         self._epoch: list[tuple[int, int, float, Scalars]] = []
+        self.steps: list[Scalars] = []
         self.reset_timer()
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
@@ -41,12 +45,13 @@ class Meter:
     def read(self) -> Scalars:
         """Returns the means since the last call and the speed, 0 if no step was timed.
 
-        Waits for the steps.
+        Waits for the steps, and leaves those that were skipped out of the means.
         """
-        steps = jax.device_get(self._pending)
+        self.steps = steps = jax.device_get(self._pending)
         seconds, timed = time.perf_counter() - self._since, len(steps) - self._excluded
-        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
-        self._epoch.append((len(steps), timed, seconds, means))
+        counted = [step for step in steps if not step.get("skipped")] or steps
+        means = {name: float(np.mean([step[name] for step in counted])) for name in steps[0]}
+        self._epoch.append((len(counted), timed, seconds, means))
         self._pending = []
         self.reset_timer()
         return {**means, self._speed: timed * self._batch_size / seconds}

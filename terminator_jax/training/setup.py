@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from terminator_jax import loading
 from terminator_jax.data import pipeline
+from terminator_jax.data.augment import Batch
 from terminator_jax.data.pipeline import Examples
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
@@ -92,10 +94,25 @@ class Run:
 
     def train_batches(self) -> grain.DatasetIterator:
         """Returns this process's part of the training batches, augmented."""
+        return pipeline.train_batches(self.train_data, **self._batching())
+
+    def train_batch(self, number: int) -> Batch:
+        """Returns this process's part of one training batch, counted from 0, augmented."""
+        return pipeline.train_dataset(self.train_data, **self._batching())[number]
+
+    def train_indices(self, number: int) -> np.ndarray:
+        """Returns which examples are in a training batch of all processes, counted from 0."""
+        config = self.config
+        order = pipeline.train_order(
+            len(self.train_data), config.batch_size, seed=config.seed,
+            accumulate_steps=config.accumulate_steps,
+        )  # fmt: skip
+        return order[number]
+
+    def _batching(self) -> dict[str, Any]:
         process = process_shard()
-        return pipeline.train_batches(
-            self.train_data,
-            self.config.batch_size,
+        return dict(
+            batch_size=self.config.batch_size,
             seed=self.config.seed,
             accumulate_steps=self.config.accumulate_steps,
             augmentations=self.task.augmentations(self.train_data, process),
@@ -123,8 +140,13 @@ class Run:
         batches: grain.DatasetIterator,
         scores: dict[str, float] | None,
     ) -> None:
-        """Writes a checkpoint: the state, the position of the batches and the scores, if any."""
-        state = self.parallel.to_global(self.state._replace(params=self.named_parameters()))
+        """Begins to write a checkpoint: the state, the position of the batches, the scores.
+
+        The next step uses the memory of the state again, so that a copy of it is written.
+        """
+        state = jax.tree.map(jnp.copy, self.state)
+        params = self.model_def.unravel(jax.device_get(state.params))
+        state = self.parallel.to_global(state._replace(params=params))
         checkpoints.save(step, state, batches.get_state(), scores)
 
     def save_model(self, workdir: Path, step: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -15,22 +16,22 @@ from terminator_jax.training.tasks import Batch, ImageClassification, Metrics, T
 STREAMS = 2**31
 
 
-def make_train_step(
-    task: Task, model_def: ModelDef, tx: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns a function `(state, batch) -> (state, metrics)` for `jax.jit` or `jax.pmap`.
+Gradients = Callable[[TrainState, Batch], tuple[jax.Array, Metrics, nnx.State]]
 
-    Under `pmap` it sees one device's rows of the batch. The model averages its batch statistics
-    over `task.axis_name`, so the average of the devices' gradients is that of the whole batch.
+
+def make_gradients(task: Task, model_def: ModelDef) -> Gradients:
+    """Returns a function `(state, batch) -> (gradient, metrics, model_state)`.
+
+    The gradient is one vector, as the parameters are. Under `pmap` the function sees one device's
+    rows of the batch. The model averages its batch statistics over `task.axis_name`, so the average
+    of the devices' gradients is that of the whole batch.
 
     Args:
         task: the loss.
         model_def: the model without its variables.
-        tx: the optimizer.
-        schedule: the learning rate at each step, to be logged.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def gradients(state: TrainState, batch: Batch) -> tuple[jax.Array, Metrics, nnx.State]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def loss_fn(params: nnx.State):
@@ -43,12 +44,41 @@ def make_train_step(
         params = model_def.unravel(state.params)
         grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(params)
         grads, metrics = across((ravel(grads), metrics), task.axis_name)
+        return grads, metrics, model_state
+
+    return gradients
+
+
+def make_train_step(
+    task: Task, model_def: ModelDef, tx: optax.GradientTransformation, schedule: optax.Schedule
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns a function `(state, batch) -> (state, metrics)` for `jax.jit` or `jax.pmap`.
+
+    A step whose loss or gradient is not finite changes nothing but the number of steps. Its metric
+    `skipped` is 1.
+
+    Args:
+        task: the loss.
+        model_def: the model without its variables.
+        tx: the optimizer.
+        schedule: the learning rate at each step, to be logged.
+    """
+    gradients = make_gradients(task, model_def)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics, model_state = gradients(state, batch)
+        metrics["gradient_norm"] = jnp.linalg.norm(grads)
         # optax multiplies counters with floats, which strict promotion of dtypes forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             metrics["learning_rate"] = schedule(state.step)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, model_state, opt_state, state.key, state.step + 1), metrics
+
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        metrics["skipped"] = 1 - finite
+        changed = TrainState(params, model_state, opt_state, state.key, state.step)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
+        return state._replace(step=state.step + 1), metrics
 
     return train_step
 

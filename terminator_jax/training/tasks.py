@@ -5,6 +5,7 @@ one is a class and a line in `TASKS`; a new metric is a function and a line in `
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from terminator_jax.data.randaugment import RandAugment
 from terminator_jax.errors import InputError
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.standardize import across
 from terminator_jax.training.averages import PREFIX
 
 Batch = dict[str, jax.Array]
@@ -44,8 +46,8 @@ def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 # What an evaluation averages, of logits `(..., classes)` and labels `(...)` to values `(...)`.
 METRICS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "loss": cross_entropy,
     "accuracy": is_correct,
+    "loss": cross_entropy,
 }
 
 
@@ -106,6 +108,11 @@ class Task:
             `count` and a sum for each metric.
         """
         raise NotImplementedError
+
+    def diagnostics(self, model: nnx.Module, batch: Batch) -> Metrics:
+        """Computes what shows how the inside of a model in training mode does, by name."""
+        del model, batch
+        return {}
 
     def baselines(self, train: Any, evaluation: Any) -> dict[str, float]:
         """Computes losses that need no model, by name, of the same evaluation."""
@@ -288,6 +295,22 @@ class TerminatorClassification(ImageClassification):
         terms["l2"] = losses.l2(nnx.state(model, nnx.Param), scale=weights.l2)
         return logits, terms
 
+    def diagnostics(self, model: nnx.Module, batch: Batch) -> Metrics:
+        """Computes mean and deviation of each block's features, and the loss of each pair."""
+        _, inter = model(self.inputs(batch["image"]), intermediates=True)
+        found = {}
+        for n, features in enumerate(inter.features):
+            features = features.astype(at_least_float32(features.dtype))
+            mean = across(jnp.mean(features), self.axis_name)
+            variance = across(jnp.mean(jnp.square(features - mean)), self.axis_name)
+            found |= {f"feature_mean/{n}": mean, f"feature_std/{n}": jnp.sqrt(variance)}
+        kernels, factors = inter.hyper_kernels, model.config.factors
+        for i, j in itertools.combinations(range(len(kernels)), 2):
+            found[f"slow_neural/{i}-{j}"] = losses.slow_neural(
+                [kernels[i], kernels[j]], [math.prod(factors[i:j])], self.config.loss.channel_sum
+            )
+        return found
+
 
 class MaskedTokens(Task):
     """Predicts the masked bytes of texts that are laid out on a grid.
@@ -359,8 +382,8 @@ class MaskedTokens(Task):
             masked = jnp.sum(jnp.where(mask, values, 0), (1, 2))
             return jnp.mean(masked / jnp.sum(mask, (1, 2), dtype=values.dtype))
 
-        loss, accuracy = (mean(metric(logits, tokens)) for metric in (cross_entropy, is_correct))
-        return loss, {"loss": loss, "accuracy": accuracy}
+        means = {name: mean(metric(logits, tokens)) for name, metric in METRICS.items()}
+        return means["loss"], means
 
     def eval_step(self, model: nnx.Module, batch: Batch) -> Metrics:
         """Computes the sums over the masked tokens of an evaluation batch without its padding."""

@@ -44,7 +44,9 @@ def test_digits_are_prepared_by_several_processes_at_once(tmp_path, run_python):
 
 def test_digits_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot keep the digits .* XDG_CACHE_HOME"):
+    with pytest.raises(
+        InputError, match=r"data set of the digits in .* cannot be written: .* XDG_CACHE_HOME"
+    ):
         digits.prepared(tmp_path / "file")
 
 

@@ -150,7 +150,7 @@ def test_workdir_is_a_file(run_main, tmp_path):
     file.write_text("")
     code, _, err = run_main("train", f"--config={TINY}", f"--workdir={file}")
     assert (code, err.count("\n")) == (2, 1)
-    assert f"cannot write to --workdir={file}" in err
+    assert f"--workdir={file} cannot be written" in err
 
 
 def test_data_set_is_not_prepared(run_main, tmp_path, monkeypatch):
