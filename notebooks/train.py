@@ -104,8 +104,8 @@ draw_curves("runs/notebook-digits")
 # %% [markdown]
 # ## A few test pictures
 # `load_model` gives the best model of a run in one line. It needs neither the data nor the
-# trainer. The whole test set goes through it at once: this network standardizes by the batch that
-# a picture is in.
+# trainer. It standardizes by the running averages of training: what it says of a picture does not
+# depend on the others in its batch.
 
 # %%
 import numpy as np

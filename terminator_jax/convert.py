@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from terminator_jax import npz
 from terminator_jax.atomic import replacing
 from terminator_jax.layers import running
 from terminator_jax.layers.local import LocalBranch
@@ -139,7 +140,10 @@ def config_from_release(
 
     def count(pattern: str) -> int:
         found = (re.match(pattern, name) for name in shapes)
-        return 1 + max((int(m[1]) for m in found if m), default=-1)
+        number = 1 + max((int(m[1]) for m in found if m), default=-1)
+        if number > len(shapes):  # the numbers begin at 0, and none is left out
+            raise ValueError(f"{number} parts are numbered, of only {len(shapes)} tensors")
+        return number
 
     number = max(1, count(r"blocks\.(\d+)\."))
     at = [f"blocks.{i}.fast_multi_branch." for i in range(number)]
@@ -340,8 +344,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     match path.suffix:
         case ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+            return npz.read(path)
         case ".safetensors":
             from safetensors.numpy import load_file
 

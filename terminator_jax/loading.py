@@ -175,9 +175,8 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
             " `python -m terminator_jax.evaluate` for a run of an older version"
         )
     variables, metadata = _read(file)
-    config = _tuples(json.loads(metadata["config"]))
-    names = config["model"]
-    model_config = make_config(names["name"], names["variant"], names["options"])
+    values = sum(array.size for array in variables.values())
+    config, model_config, classes, step = _described(file, metadata, values)
     model = _build(model_config, config, variables, file)
     model.eval()
     if not is_calibrated(model):
@@ -187,8 +186,7 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
             "in its batch: terminator_jax.calibrate(loaded.model, batches) computes them",
             stacklevel=2,
         )
-    classes = tuple(json.loads(metadata["classes"]))
-    return LoadedModel(model, model_config, config, classes, int(metadata["step"]))
+    return LoadedModel(model, model_config, config, classes, step)
 
 
 def save_model(
@@ -226,7 +224,42 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if missing := {"config", "classes", "step"} - metadata.keys():
         raise ValueError(f"{file} holds no model of this package: no {', '.join(sorted(missing))}")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{file} is damaged: {name} is not of finite numbers")
     return arrays, metadata
+
+
+def _described(
+    file: Path, metadata: Mapping[str, str], values: int
+) -> tuple[dict[str, Any], Any, tuple[str, ...], int]:
+    """Returns the configuration, that of the model, the classes and the step in a file.
+
+    Args:
+      file: for messages.
+      metadata: what the file says of itself, which nobody need trust.
+      values: how many numbers it holds; a larger one in the model's options cannot be true, and
+        would take all the memory there is.
+    """
+    try:
+        config = _tuples(json.loads(metadata["config"]))
+        names, classes = config["model"], json.loads(metadata["classes"])
+        jnp.dtype(config["dtype"]), config["data"]["mean"], config["data"]["std"]
+        if _largest(names["options"]) > values:
+            raise ValueError(f"config.model.options are for more than its {values:,} values")
+        model_config = make_config(names["name"], names["variant"], names["options"])
+        return config, model_config, tuple(map(str, classes)), int(metadata["step"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{file} holds no model of this package: {problem}") from error
+
+
+def _largest(value: Any) -> float:
+    """Returns the largest number and the greatest length inside a value of JSON."""
+    if isinstance(value, Mapping | tuple):
+        inside = value.values() if isinstance(value, Mapping) else value
+        return max(len(value), *map(_largest, inside), 0)
+    return value if isinstance(value, int) else 0
 
 
 def _build(
@@ -242,7 +275,11 @@ def _build(
             rngs=nnx.Rngs(0),
         )  # fmt: skip
 
-    model = nnx.eval_shape(make)
+    try:
+        model = nnx.eval_shape(make)
+    except Exception as error:  # whatever the options of somebody else make a model raise
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{file} holds no model of this package: {problem:.200}") from error
     state = nnx.state(model)
     wanted = {name: (x.shape, x.dtype) for name, x in _by_name(state).items()}
     found = {name: (x.shape, x.dtype) for name, x in variables.items()}

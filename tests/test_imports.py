@@ -12,12 +12,24 @@ from flax import nnx
 PACKAGE = Path(__file__).parent.parent / "terminator_jax"
 
 # From the ground up. A floor imports itself and floors below; commands stand on top of all.
-FLOORS = ["errors", "atomic", "ops", "layers", "models", "losses", "optim", "loading", "convert"]
+FLOORS = [
+    "errors",
+    "atomic",
+    "npz",
+    "ops",
+    "layers",
+    "models",
+    "losses",
+    "optim",
+    "loading",
+    "convert",
+]
 FLOORS += ["data", "training"]
 # What else the library floors may import, besides the standard library.
 THIRD_PARTY = {
     "errors": set(),
     "atomic": set(),
+    "npz": {"numpy"},
     "ops": {"jax", "numpy"},
     "layers": {"flax", "jax", "numpy"},
     "models": {"flax", "jax", "numpy"},

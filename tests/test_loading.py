@@ -151,3 +151,30 @@ def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch)
         save_model(path, state, config=json.dumps({}), classes=("b",), step=2)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_what_is_no_model_of_ours_is_one_line(run, tmp_path):
+    """Foreign metadata, sizes that only announce themselves, weights that are not finite."""
+    good = safetensors.numpy.load_file(run("small") / "model.safetensors")
+    with safetensors.safe_open(run("small") / "model.safetensors", "np") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata["config"])
+
+    def refused(arrays, match, **changes):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(safetensors.numpy.save(arrays, {**metadata, **changes}))
+        with pytest.raises(ValueError, match=match) as caught:
+            terminator_jax.load_model(path)
+        assert "\n" not in str(caught.value)
+
+    for value in (np.nan, np.inf):
+        broken = good | {"linear.bias": np.full_like(good["linear.bias"], value)}
+        refused(broken, "is damaged: linear.bias is not of finite numbers")
+    holds = "holds no model of this package: "
+    for text in ("", "[]", "null", "{", "[" * 100_000, json.dumps({**config, "model": 3})):
+        refused(good, holds, config=text)
+    refused(good, holds, step="many")
+    refused(good, holds, classes="7")
+    for options in ({"size": [10**9, 10**9]}, {"num_classes": 10**12}, {"size": "ab"}):
+        model = {**config["model"], "options": options}
+        refused(good, holds, config=json.dumps({**config, "model": model}))

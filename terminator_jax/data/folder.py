@@ -14,15 +14,14 @@ them. What cannot be read without changing its values is refused.
 import dataclasses
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from terminator_jax.data.files import OTHERS, SUFFIXES, Header, one_line, read_header, read_picture
+from terminator_jax import npz
+from terminator_jax.data.files import OTHERS, SUFFIXES, Header, read_header, read_picture
 from terminator_jax.data.pictures import Batch, Pictures, load, resized
 from terminator_jax.errors import InputError
 
@@ -248,23 +247,13 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("image", "label", "classes") if name in arrays}
-            held = ", ".join(arrays)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            f"{path} cannot be read as an .npz of arrays: {one_line(error)}"
-        ) from error
+        found = npz.read(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if not {"image", "label"} <= found.keys():
-        raise InputError(f"{path} must have the arrays 'image' and 'label', and has {held}")
+        raise InputError(
+            f"{path} must have the arrays 'image' and 'label', and has {', '.join(found)}"
+        )
     image, label = _checked_images(path, found["image"]), found["label"]
     if label.shape != image.shape[:1]:
         raise InputError(

@@ -133,7 +133,7 @@ def _rows(name: str | Path, load: Callable[[], np.ndarray], channels: int) -> It
     """The pictures of an array, read one by one."""
     try:
         array = load()
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
         raise InputError(f"{name} cannot be read as an array: {one_line(error)}") from error
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise InputError(f"{name} must hold uint8 or uint16, and holds {array.dtype}")

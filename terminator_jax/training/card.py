@@ -5,6 +5,7 @@ workdir/curve.svg     the course of its metrics, shown in the card
 """
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,10 +74,11 @@ def _summary(run: Run, step: int, lines: Sequence[Line]) -> str:
         return f"{state} No evaluation yet."
     names = [name for name in found[-1] if name not in curve.NO_METRICS]
     rows = [
-        (title, line["epoch"], line["step"], *(f"{line[name]:.4f}" for name in names))
+        (title, line["epoch"], line["step"], *(f"{line.get(name, math.nan):.4f}" for name in names))
         for title, line in (("best", history.best(lines, metric)), ("last", found[-1]))
     ]
-    unit = f"{found[-1]['count']:.0f} {run.task.unit_of_evaluation} of {run.eval_data.name}"
+    count = found[-1].get("count", math.nan)
+    unit = f"{count:.0f} {run.task.unit_of_evaluation} of {run.eval_data.name}"
     return (
         f"{state}\n\n## Results\nOn {unit}; the best is by `{metric}`.\n\n"
         f"{_table(('evaluation', 'epoch', 'step', *names), rows)}"

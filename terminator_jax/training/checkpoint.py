@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,12 +231,12 @@ def read_config(workdir: Path) -> ConfigDict:
         InputError: if there is none, or it is of another version.
     """
     try:
-        text = config_file(workdir).read_text()
+        content = config_file(workdir).read_bytes()
     except OSError as error:
         raise InputError(f"{workdir} holds no run: {error.strerror}: {error.filename}") from error
     try:
-        return configs.from_json(text)
-    except ValueError as error:
+        return configs.from_json(content.decode())
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{config_file(workdir)}: {error}") from error
 
 
@@ -275,6 +276,9 @@ def set_damaged_aside(workdir: Path) -> list[str]:
 def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
     """Checks that a run with this configuration can go on in `workdir`; writes nothing.
 
+    A `config.json` that is missing or broken is said on stderr and taken for `config`; a checkpoint
+    that does not fit it is refused when it is read.
+
     Returns:
         The configuration of the checkpoints that are there; None if there are none.
 
@@ -283,7 +287,11 @@ def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
     """
     if latest_step(workdir) is None:
         return None
-    saved = read_config(workdir)
+    try:
+        saved = read_config(workdir)
+    except InputError as error:
+        print(f"warning: {error}: it is written again as --config says", file=sys.stderr)
+        return config
     differing = configs.differences(saved, config)
     if differing:
         raise InputError(

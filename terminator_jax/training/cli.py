@@ -100,7 +100,7 @@ def _explain(error: Exception, extra: str) -> tuple[int | None, str]:
             return FAILED, "" if lost else f"error: {name}{error.strerror or error}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return FAILED, f"error: not enough memory: {_first_line(error)}"
-    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ())[-1:])
     return None, f"error: this is a bug; please report it with the lines below{notes}"
 
 

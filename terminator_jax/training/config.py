@@ -395,8 +395,14 @@ def from_json(text: str) -> ConfigDict:
     Raises:
         InputError: if it has other fields than this version knows.
     """
-    values = _fill_defaults(_tuples(json.loads(text)), default_config().to_dict())
-    config = ConfigDict(values)
+    found = _tuples(json.loads(text))
+    if not isinstance(found, dict):
+        raise InputError(f"a configuration must be a JSON object, not {_short(found):.40}")
+    values = _fill_defaults(found, default_config().to_dict())
+    try:
+        config = ConfigDict(values)
+    except (TypeError, ValueError, AttributeError) as error:  # of a name that no field can have
+        raise InputError(f"no configuration: {_one_line(error)}") from error
     check(config)
     return config.lock()
 

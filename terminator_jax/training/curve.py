@@ -36,7 +36,7 @@ def panels(lines: Sequence[Line]) -> dict[str, dict[str, Points]]:
         averaged = PREFIX + name
         drawn = {
             "train": [(line["epoch"], line[name]) for line in train if name in line],
-            "eval": [(line["epoch"], line[name]) for line in found],
+            "eval": [(line["epoch"], line[name]) for line in found if name in line],
             "average": [(line["epoch"], line[averaged]) for line in found if averaged in line],
         }
         finite = {key: [p for p in points if math.isfinite(p[1])] for key, points in drawn.items()}
@@ -51,7 +51,11 @@ def _epochs(lines: Sequence[Line]) -> list[Line]:
         if line["kind"] == "train":
             epochs.setdefault(line["epoch"], []).append(line)
     return [
-        {name: statistics.fmean(line[name] for line in part) for name in part[0] if name != "kind"}
+        {
+            name: statistics.fmean(line[name] for line in part)
+            for name in part[0]
+            if name != "kind" and all(name in line for line in part)
+        }
         for part in epochs.values()
     ]
 

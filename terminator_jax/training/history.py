@@ -1,6 +1,7 @@
 """What the log of a run says about its course: its evaluations, the best one, no more progress."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,27 @@ Line = dict[str, Any]
 
 
 def read(workdir: Path, step: int) -> list[Line]:
-    """Reads the lines of `log.jsonl` up to a step; of a line that was cut off, none."""
-    path = workdir / "log.jsonl"
-    if not path.exists():
+    """Reads the lines of `log.jsonl` up to a step; of a line that is damaged, none."""
+    try:
+        text = (workdir / "log.jsonl").read_text(errors="replace")
+    except OSError:
         return []
-    lines = map(_parsed, path.read_text().splitlines())
+    lines = map(_parsed, text.splitlines())
     return [line for line in lines if line and line["step"] <= step]
 
 
-def _parsed(line: str) -> Line | None:
+def _parsed(text: str) -> Line | None:
+    """Returns a line of the log, with NaN for what was not finite; None for anything else."""
     try:
-        return json.loads(line)
-    except ValueError:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(line, dict):
+        return None
+    values = {name: math.nan if value is None else value for name, value in line.items()}
+    kind, numbers = values.pop("kind", None), all(type(x) in (int, float) for x in values.values())
+    whole = all(type(values.get(name)) is int for name in ("step", "epoch"))
+    return {"kind": kind, **values} if isinstance(kind, str) and numbers and whole else None
 
 
 def evaluations(lines: Sequence[Line]) -> list[Line]:
@@ -42,7 +51,9 @@ def quality(metric: str, scores: Scalars) -> float:
         >>> quality("ema_loss", {"ema_loss": 0.5, "accuracy": 0.9})
         -0.5
     """
-    value = scores[metric]
+    value = scores.get(metric, math.nan)
+    if math.isnan(value):
+        return -math.inf
     return -value if metric.removeprefix(PREFIX) in LOWER_IS_BETTER else value
 
 

@@ -38,11 +38,11 @@ def problem(checkpoints: Path, step: int) -> str:
         step: which one.
     """
     try:
-        expected = json.loads(_file(checkpoints, step).read_text())
+        expected = dict(json.loads(_file(checkpoints, step).read_text()))
         found = _digests(checkpoints / str(step))
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         return f"cannot be checked: {error}"
     missing = sorted(expected.keys() - found.keys())
     changed = sorted(

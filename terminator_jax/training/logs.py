@@ -136,7 +136,7 @@ class Logs:
             return
         line = {"kind": kind, "step": step, "epoch": self._epoch(step), **metrics}
         self.lines.append(line)
-        self._file.write(json.dumps({name: _valid(value) for name, value in line.items()}) + "\n")
+        self._file.write(_to_json(line) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             if math.isfinite(value):
@@ -151,10 +151,14 @@ def _metric_names(scores: Scalars) -> list[str]:
 
 def _rewritten(path: Path, lines: Sequence[history.Line]) -> Any:
     """Opens the log for more lines after these, which leave out what was logged too early."""
-    replace_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+    replace_text(path, "".join(f"{_to_json(line)}\n" for line in lines))
     return path.open("a")
 
 
-def _valid(value: Any) -> Any:
-    """Returns a value that JSON has: it has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _to_json(line: history.Line) -> str:
+    """Returns a line of the log. JSON has no NaN and no infinity: they become null."""
+    return json.dumps({name: value if _is_valid(value) else None for name, value in line.items()})
+
+
+def _is_valid(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -75,7 +75,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
 
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        metrics["skipped"] = 1 - finite
+        metrics["skipped"] = jnp.where(finite, 0, 1)
         changed = TrainState(params, model_state, opt_state, state.key, state.step)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
         return state._replace(step=state.step + 1), metrics

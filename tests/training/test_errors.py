@@ -41,7 +41,7 @@ def check(result, workdir, says):
         ),
         ("data.train_split=valid", "digits has no split 'valid': it has train, test"),
         ("data.name=mnits", "there is no data set 'mnits'"),
-        ("best_metric=loss2", "config.best_metric is 'loss2', and must be one of loss, accuracy"),
+        ("best_metric=loss2", "config.best_metric is 'loss2', and must be one of accuracy, loss"),
         ("dtype=float64", "config.dtype is 'float64', which needs JAX_ENABLE_X64=1"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite(run_main, tmp_path):
     fields = ["optimizer.name=sgd", "optimizer.learning_rate=1e38", "log_every_steps=1"]
     flags = ["--config=tests/training/small.py", f"--workdir={tmp_path}"]
     code, _, err = run_main("train", *flags, *(f"--config.{field}" for field in fields))
-    assert code == 2 and err.startswith("error: the loss is ") and err.count("\n") == 1
+    assert code == 2 and err.startswith("error: the loss of step ") and err.count("\n") == 1
     assert "lower config.optimizer.learning_rate; there is no checkpoint yet" in err
 
 

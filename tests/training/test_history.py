@@ -1,5 +1,8 @@
 """The course of a run: early stopping, and what the log says about it."""
 
+import json
+import math
+
 import pytest
 
 from terminator_jax.training import history, loop
@@ -31,10 +34,17 @@ def test_the_best_is_the_last_of_equals():
     assert history.best(lines(0.5, 0.3, 0.6, metric="loss"), "loss")["step"] == 1
 
 
-def test_a_log_is_read_up_to_a_step(tmp_path):
+def test_a_log_is_read_up_to_a_step_and_without_what_is_damaged(tmp_path):
     assert history.read(tmp_path, 9) == []
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    assert history.read(tmp_path, 2) == [{"step": 1}, {"step": 2}]
+    lines = [{"kind": "train", "step": step, "epoch": 1, "loss": 0.5} for step in (1, 2, 3)]
+    damaged = ("[1]", "7", '{"kind": 1, "step": 1, "epoch": 1}', '{"kind": "train", "step": "1"}',
+               '{"kind": "eval", "step": 1, "epoch": 1, "loss": "x"}', "[" * 100_000)  # fmt: skip
+    text = "\n".join([*map(json.dumps, lines), *damaged, '{"kind": "tr'])
+    (tmp_path / "log.jsonl").write_bytes(b"\xff\xfe\n" + text.encode())
+    assert history.read(tmp_path, 2) == lines[:2]
+    (tmp_path / "log.jsonl").write_text('{"kind": "eval", "step": 1, "epoch": 1, "loss": null}')
+    [line] = history.read(tmp_path, 2)
+    assert math.isnan(line["loss"]) and history.best([line, *lines], "loss") == line
 
 
 def test_a_run_ends_when_it_becomes_no_better(make, tmp_path):

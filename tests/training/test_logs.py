@@ -61,7 +61,7 @@ def test_other_processes_write_nothing(tmp_path, capsys):
 
 def test_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with make(tmp_path) as logs:
+    with make(tmp_path, shown=("loss", "accuracy", "no metric of training")) as logs:
         for step in range(1, 11):
             logs.step()
             logs.log_train(step, MEANS)

@@ -140,7 +140,7 @@ def test_the_metric_decides_which_parameters_are_kept(make, tmp_path, metric, av
 
 
 def test_a_metric_of_averages_needs_averages(make, tmp_path):
-    with pytest.raises(InputError, match=r"'ema_loss', and must be one of loss, accuracy$"):
+    with pytest.raises(InputError, match=r"'ema_loss', and must be one of accuracy, loss$"):
         loop.train(make("best_metric=ema_loss"), tmp_path)
 
 
