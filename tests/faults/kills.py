@@ -25,7 +25,7 @@ PAGE = runs.REPOSITORY / "docs" / "reliability.md"
 COUNTS = {"SIGKILL": 20, "SIGTERM": 10, "SIGHUP": 10, "SIGINT": 10}
 EXIT_CODES = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 0, "SIGHUP": 0, "SIGINT": 130}
 # More steps than all the processes do together. Most of the time of each goes into saving.
-FIELDS = ("epochs=150", "checkpoint_every_steps=3", "keep_every_epochs=20", "log_every_steps=1")
+FIELDS = ("epochs=20", "checkpoint_every_steps=3", "keep_every_epochs=20", "log_every_steps=1")
 
 
 def disturb(cache: Path, workdir: Path, name: str, after: float) -> tuple[int, int, int, str]:
