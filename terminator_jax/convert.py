@@ -1,10 +1,10 @@
-"""Weights of the public PyTorch release: import and export.
+"""Imports and exports weights of the public PyTorch release.
 
     python -m terminator_jax.convert IN.{ckpt,pth,safetensors,npz} OUT.{npz,safetensors}
 
-reads a state dict in the release's naming (both published variants, with or without Lightning's
-prefix), checks that it makes a model, and writes it in the canonical naming as float32 arrays,
-ready for `terminator_from_release`.
+reads a state dict in the naming of either published variant, with or without Lightning's prefix. It
+checks that a model can be made from it, and writes it in the canonical naming as float32 arrays,
+for `terminator_from_release`.
 """
 
 import re
@@ -34,18 +34,21 @@ VARIANTS = (
 
 
 class Entry(NamedTuple):
-    """One tensor of the release, and where it lies in the model.
+    """Names one tensor of the release, and its place in the model.
 
-    `path` leads to an `nnx.Param`, `index` picks a slice where several tensors are stacked.
-    `ones` is the number of trailing axes of length 1 of a pointwise weight `(out, in, 1…)`, which
-    the model keeps as `(in, out)`; None for other tensors, which have the release's `shape`, or
-    the slice's own where that is None.
+    Attributes:
+      name: name in the release.
+      path: attributes and indices that lead to the `nnx.Param`.
+      index: the slice of a parameter that stacks several tensors.
+      trailing_ones: for a pointwise weight, which is `(in, out)` in the model and `(out, in, 1…)`
+        in the release: the number of trailing axes of length 1. None for other tensors.
+      shape: shape in the release of any other tensor; None if the slice has that shape.
     """
 
     name: str
     path: tuple[str | int, ...]
     index: Any = ...
-    ones: int | None = None
+    trailing_ones: int | None = None
     shape: tuple[int, ...] | None = None
 
 
@@ -55,19 +58,19 @@ def terminator_from_release(
     skips: tuple[tuple[int, ...], ...] | None = None,
     **kwargs,
 ) -> Terminator:
-    """A Terminator with the weights of a state dict in the release's naming.
+    """Makes a Terminator with the weights of a state dict in the release's naming.
 
     Args:
       state_dict: names to arrays or CPU tensors, e.g. `torch.load(…)["state_dict"]`.
-      skips: for each block, the earlier blocks it reads. Shapes tell only how many; by default
-        the first skip of block i comes from block i-2 and the second from block i-3.
+      skips: for each block, the earlier blocks that it reads. The shapes give only their number. By
+        default the first skip of block i comes from block i-2, the second from block i-3.
       kwargs: further arguments of `Terminator`: `dtype`, `param_dtype`, `axis_name`.
 
     Returns:
-      The model, its configuration worked out from the shapes.
+      The model. Its configuration is derived from the shapes.
 
     Raises:
-      ValueError: naming the entries that are unknown, missing or misshapen.
+      ValueError: if entries are unknown, missing or misshapen; the message names them.
 
     Example:
       >>> one_block = dict(factors=(12,), skips=((),), dropout=(0.0,), global_layers=(2,))
@@ -85,7 +88,7 @@ def terminator_from_release(
 
 
 def terminator_to_release(model: Terminator) -> dict[str, np.ndarray]:
-    """The model's weights in the release's naming and layout; inverse of the import.
+    """Exports the model's weights in the release's naming and layout.
 
     Example:
       >>> one_block = dict(factors=(12,), skips=((),), dropout=(0.0,), global_layers=(2,))
@@ -97,7 +100,7 @@ def terminator_to_release(model: Terminator) -> dict[str, np.ndarray]:
 
 
 def canonical(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict's arrays in canonical naming.
+    """Renames a state dict's arrays to the canonical naming.
 
     Raises:
       ValueError: if two of its names mean the same tensor.
@@ -105,13 +108,13 @@ def canonical(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, value in state_dict.items():
         if canonical_name(name) in arrays:
-            _complain("twice", [canonical_name(name)])
+            _raise_if_any("twice", [canonical_name(name)])
         arrays[canonical_name(name)] = np.asarray(value)
     return arrays
 
 
 def canonical_name(name: str) -> str:
-    """One naming for both published variants, without Lightning's prefix.
+    """Renames a tensor of either published variant, and removes Lightning's prefix.
 
     Example:
       >>> canonical_name("network.blocks.0.fast_multi_branch.Fast_Kernel_rgu.linear_k.bias")
@@ -125,17 +128,17 @@ def canonical_name(name: str) -> str:
 def config_from_release(
     shapes: Mapping[str, tuple[int, ...]], skips: tuple[tuple[int, ...], ...] | None = None
 ) -> TerminatorConfig:
-    """The configuration behind the shapes of a state dict in canonical naming.
+    """Derives the configuration from the shapes of a state dict in canonical naming.
 
     Raises:
-      ValueError: naming an entry that is missing, or that has too few axes.
+      ValueError: if an entry is missing or has too few axes; the message names it.
     """
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in shapes:
-            _complain("missing", [name])
+            _raise_if_any("missing", [name])
         if len(shapes[name]) < axes or 0 in shapes[name]:
-            _complain("misshapen", [f"{name} {shapes[name]}"])
+            _raise_if_any("misshapen", [f"{name} {shapes[name]}"])
         return shapes[name]
 
     def count(pattern: str) -> int:
@@ -186,7 +189,7 @@ def config_from_release(
 
 
 def _branches(sizes: list[int]) -> tuple[LocalBranch, ...]:
-    """The release's sources with the sizes found."""
+    """Makes the release's local branches with other sizes."""
     if len(sizes) != len(BRANCHES):
         raise ValueError(f"the release has {len(BRANCHES)} local branches a block, got {sizes}")
     return tuple(
@@ -198,10 +201,10 @@ def _branches(sizes: list[int]) -> tuple[LocalBranch, ...]:
 def import_entries(
     model: nnx.Module, entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Fills the model's parameters, which may be abstract, with the release's tensors.
+    """Sets the model's parameters, which may be abstract, to the release's tensors.
 
     Raises:
-      ValueError: naming the tensors that are unknown, missing or misshapen.
+      ValueError: if tensors are unknown, missing or misshapen; the message names them.
     """
     slots: dict[tuple, np.ndarray] = {}
     views = {}
@@ -209,10 +212,10 @@ def import_entries(
         param = _param(model, entry.path)
         slots.setdefault(entry.path, np.empty(param.shape, param.dtype))
         views[entry.name] = _release_view(slots[entry.path], entry)
-    _complain("unknown", arrays.keys() - views.keys())
-    _complain("missing", views.keys() - arrays.keys())
+    _raise_if_any("unknown", arrays.keys() - views.keys())
+    _raise_if_any("missing", views.keys() - arrays.keys())
     wrong = (name for name, view in views.items() if arrays[name].shape != view.shape)
-    _complain("misshapen", (f"{n} {arrays[n].shape}, expected {views[n].shape}" for n in wrong))
+    _raise_if_any("misshapen", (f"{n} {arrays[n].shape}, expected {views[n].shape}" for n in wrong))
     for name, view in views.items():
         view[...] = arrays[name]
     for path, value in slots.items():
@@ -221,7 +224,7 @@ def import_entries(
 
 
 def export_entries(model: nnx.Module, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
-    """The model's parameters as the release's tensors; inverse of `import_entries`."""
+    """Returns the model's parameters as the release's tensors: the inverse of `import_entries`."""
     return {
         entry.name: _release_view(np.asarray(_param(model, entry.path)[...]), entry).copy()
         for entry in entries
@@ -229,10 +232,10 @@ def export_entries(model: nnx.Module, entries: Iterable[Entry]) -> dict[str, np.
 
 
 def release_entries(config: TerminatorConfig) -> Iterator[Entry]:
-    """Every tensor of the release for a configuration."""
+    """Yields every tensor of the release for a configuration."""
     for i in range(len(config.factors)):
         yield from _block_entries(config, i)
-    yield Entry("out_layer.weight", ("head", "kernel"), ones=0)
+    yield Entry("out_layer.weight", ("head", "kernel"), trailing_ones=0)
     yield Entry("out_layer.bias", ("head", "bias"))
 
 
@@ -265,22 +268,26 @@ def _block_entries(config: TerminatorConfig, i: int) -> Iterator[Entry]:
 
 
 def linear_entries(
-    name: str, path: tuple, ones: int, params: tuple[str, str] = ("kernel", "bias"), index=...
+    name: str,
+    path: tuple,
+    trailing_ones: int,
+    params: tuple[str, str] = ("kernel", "bias"),
+    index=...,
 ) -> Iterator[Entry]:
-    """A pointwise layer; `params` are the model's names of weight and bias."""
-    yield Entry(f"{name}weight", (*path, params[0]), index, ones)
+    """Yields weight and bias of a pointwise layer; `params` are their names in the model."""
+    yield Entry(f"{name}weight", (*path, params[0]), index, trailing_ones)
     yield Entry(f"{name}bias", (*path, params[1]), index)
 
 
 def rgu_entries(name: str, path: tuple, size: tuple[int, ...]) -> Iterator[Entry]:
-    """A recursive gated unit."""
+    """Yields the tensors of a recursive gated unit."""
     for part in "kvqy":
         yield from linear_entries(f"{name}fast_linear_{part}.", (*path, part), len(size))
     yield Entry(f"{name}bias_p", (*path, "position"), shape=(1, 1, *size))
 
 
 def slow_net_entries(name: str, path: tuple, size: tuple[int, ...], layers: int) -> Iterator[Entry]:
-    """A global, channel or spatial slow network, which makes a kernel of `size`."""
+    """Yields the tensors of a global, channel or spatial slow network for a kernel of `size`."""
     yield from _magnet_entries(name, path, len(size), layers)
     yield Entry(f"{name}bias_p", (*path, "position"), shape=(1, 1, *size))
 
@@ -288,7 +295,7 @@ def slow_net_entries(name: str, path: tuple, size: tuple[int, ...], layers: int)
 def local_net_entries(
     name: str, path: tuple, sizes: Sequence[int], n: int, d: int, layers: int
 ) -> Iterator[Entry]:
-    """The n-th of the local slow networks, which are stacked, over d axes."""
+    """Yields the tensors of the n-th local slow network over d axes, which the model stacks."""
     yield from _magnet_entries(name, path, d, layers, (n,))
     stop = sum(size**d for size in sizes[: n + 1])
     positions, shape = slice(stop - sizes[n] ** d, stop), (1, 1, *(sizes[n],) * d)
@@ -320,19 +327,20 @@ def _param(model: nnx.Module, path: tuple) -> nnx.Param:
 
 
 def _release_view(param: np.ndarray, entry: Entry) -> np.ndarray:
-    """A view of the entry's part of a parameter, in the release's layout."""
+    """Returns a view of the entry's part of a parameter, in the release's layout."""
     index = entry.index
     part = param[index if isinstance(index, slice | type(...)) else (*np.atleast_1d(index), ...)]
-    if entry.ones is not None:
-        return part.T.reshape(*part.T.shape, *(1,) * entry.ones)
+    if entry.trailing_ones is not None:
+        return part.T.reshape(*part.T.shape, *(1,) * entry.trailing_ones)
     return part if entry.shape is None else part.reshape(entry.shape)
 
 
-def _complain(what: str, entries: Iterable[str]) -> None:
+def _raise_if_any(problem: str, entries: Iterable[str]) -> None:
+    """Raises ValueError with the problem and the first entries that have it, if any do."""
     entries = sorted(entries)
     if entries:
         more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
-        raise ValueError(f"{what} in the state dict: {', '.join(entries[:5])}{more}")
+        raise ValueError(f"{problem} in the state dict: {', '.join(entries[:5])}{more}")
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -358,7 +366,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def tensors_of(loaded: Any, kind: type) -> dict[str, np.ndarray]:
-    """The arrays of a state dict, or of a checkpoint that holds one."""
+    """Returns the arrays of a state dict, or of a checkpoint that holds one."""
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(t, kind) for t in tensors.values()):
         raise ValueError("holds no state dict: expected names and tensors")
@@ -371,14 +379,14 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            # It writes memory as it lies, whatever the strides.
+            # safetensors ignores strides, so the arrays must be contiguous.
             save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, partial)
         else:
             np.savez(partial, **arrays)
 
 
 def main(arguments: list[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     if len(arguments) != 2:
         print(f"usage: {__doc__.split(chr(10) * 2)[1].strip()}", file=sys.stderr)
         return 2

@@ -94,7 +94,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, dict[str, A
 def _entries(layer: LambdaLayer) -> Iterator[Entry]:
     """Every tensor of the package; that of a convolution in our layout."""
     for name in ("to_q", "to_k", "to_v"):
-        yield Entry(f"{name}.weight", (name, "kernel"), ones=layer.table.ndim - 2)
+        yield Entry(f"{name}.weight", (name, "kernel"), trailing_ones=layer.table.ndim - 2)
     for name in ("norm_q", "norm_v"):
         for theirs, ours in NORM.items():
             yield Entry(f"{name}.{theirs}", (name, ours))

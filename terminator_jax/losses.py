@@ -1,4 +1,4 @@
-"""The losses of the Terminator: label smoothing, slow neural loss, L2 norms."""
+"""The losses of the Terminator: label smoothing, the slow neural loss, a penalty on norms."""
 
 import re
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import numpy as np
 
 from terminator_jax.ops.dtypes import at_least_float32
 
-# The parameters that the L2 penalty of the Terminator counts: the end of a parameter's path,
-# whether it is slow or recursive (and so counts a millionth), and the number of its leading axes
-# that stack tensors, each with a norm of its own.
+# The parameters in the norm penalty of the Terminator: a pattern of the parameter's path, whether
+# `slow_scale` applies (slow networks and recursive gated units), and the number of leading axes
+# that stack several tensors. Each of these tensors has a norm of its own.
 PENALIZED = (
     (r"\.(mixer|bottleneck)\.(kernel|bias)", False, 0),
     (r"\.local\.(mixer_weight|mixer_bias|scalar)", False, 1),
@@ -39,7 +39,7 @@ def label_smoothing(
         logits: `(..., classes)`; reduced precision is computed in float32.
         labels: `(...)` integers in `[0, classes)`. A label above that range gives NaN. Or the
             probabilities of the classes, as the logits `(..., classes)`, whose sum is 1.
-        epsilon: the share of each label that is spread evenly over the classes, in [0, 1].
+        epsilon: the probability that is spread evenly over the classes, in [0, 1].
 
     Returns:
         The mean over the batch, a scalar.
@@ -91,11 +91,11 @@ def slow_neural(
 
     .. math:: \sum_{j<i} \operatorname{mean} \left(\operatorname{tile}(K_j) - K_i\right)^2
 
-    where the channels of `K_j` are repeated, as `jnp.tile` does, to the number that `K_i` has.
+    where `jnp.tile` repeats the channels of `K_j` to the number of channels of `K_i`.
 
     Args:
-        hyper_kernels: one a block, `(*size, channels)`, all of one size.
-        factors: by how much each block multiplies its channels. The last block's may be left out.
+        hyper_kernels: one for each block, `(*size, channels)`, all of one size.
+        factors: the factor of each block's channels. The last block's may be left out.
         channel_sum: if True, channels are summed first, and nothing is tiled:
             :math:`\sum_{j<i} \operatorname{mean} (\sum_c K_j - \sum_c K_i)^2`, over positions.
 
@@ -148,7 +148,7 @@ def _check_kernels(shapes: list[tuple[int, ...]], factors: Sequence[int]) -> Non
 def safe_norm(x: jax.typing.ArrayLike) -> jax.Array:
     """Computes the Euclidean norm of all of `x`, with gradient 0 where `x` is 0.
 
-    A plain `jnp.linalg.norm` has a gradient of NaN there, and many biases start at 0.
+    The gradient of `jnp.linalg.norm` is NaN there, and many biases start at 0.
 
     Args:
         x: any shape; reduced precision is computed in float32.
@@ -177,20 +177,20 @@ def l2(params, scale: float = 5e-5, slow_scale: float = 1e-6) -> jax.Array:
     .. math:: s \left(\sum_\text{mixers, bottlenecks} \|θ\|
         + s_\text{slow} \sum_\text{slow networks, RGUs} \|W\|\right)
 
-    Every tensor of the mixers, the bottlenecks, the local mixers and the local scalars counts; of
-    the slow networks over the data's axes and of the recursive gated units the pointwise weights.
+    All tensors of the mixers, the bottlenecks, the local mixers and the local scalars count. Of the
+    slow networks over the data's axes and of the recursive gated units, only the weights count.
 
     Args:
         params: the parameters of a model that holds SFNE blocks, e.g. `nnx.state(model, nnx.Param)`
             or the same as a pure dictionary.
-        scale: s, of the whole.
-        slow_scale: of the slow networks and the recursive gated units.
+        scale: s, a factor on the whole penalty.
+        slow_scale: a further factor for the slow networks and the recursive gated units.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: if no parameter is one of those.
+        ValueError: if none of the parameters counts.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -1,11 +1,10 @@
-"""Augmentation of whole batches of uint8 pictures, as grain transformations.
+"""Augments whole batches of uint8 pictures, by grain transformations.
 
-A batch is what `pipeline` makes: a dict whose `image` is `(batch, height, width, channels)`.
-Drawing once for a batch instead of once for a picture is what makes them fast.
+A batch comes from `pipeline`: a dict whose `image` is `(batch, height, width, channels)`. One draw
+for a batch is faster than one for each picture.
 
-Each transformation is told which part of the global batch it sees. It draws for the global batch
-and takes its own part, so that a picture is cropped and flipped the same way however many processes
-share the batch.
+Each transformation draws for the global batch and takes the rows of its own process. So the
+augmentation of a picture does not depend on the number of processes that share the batch.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """One of the processes that share every batch: process `index` of `count`.
+    """Identifies one of the processes that share every batch: process `index` of `count`.
 
     Example:
         >>> Process(1, 4).rows(32)
@@ -33,27 +32,29 @@ class Process:
     count: int = 1
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of a global batch of `batch_size` pictures that belong to this process."""
+        """Returns this process's rows of a global batch of `batch_size` pictures."""
         own = batch_size // self.count
         return slice(self.index * own, (self.index + 1) * own)
 
-    def draw(self, sample: Callable[[tuple[int, ...]], np.ndarray], shape: tuple[int, ...]) -> Any:
-        """This process's rows of what `sample` draws for the global batch; `shape` is its own."""
+    def draw_local(
+        self, sample: Callable[[tuple[int, ...]], np.ndarray], shape: tuple[int, ...]
+    ) -> Any:
+        """Draws for the global batch by `sample`, and returns this process's rows, of `shape`."""
         size = shape[0] * self.count
         return sample((size, *shape[1:]))[self.rows(size)]
 
 
-ALONE = Process()
+SINGLE_PROCESS = Process()
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop(grain.transforms.RandomMap):
-    """Pads each picture and crops it to its old size at a random place.
+    """Pads each picture and crops it to its old size at a random position.
 
     Args:
-        padding: pixels added on each side, so that shifts go from `-padding` to `padding`.
-        mode: what the padding is made of, `"symmetric"` (the picture mirrored, edge pixel
-            included) or `"zeros"` (which makes it a plain shift).
+        padding: pixels added on each side. A picture shifts by `-padding` to `padding` pixels.
+        mode: the values of the padding: `"symmetric"` for the mirrored picture with its edge
+            pixels, or `"zeros"`.
         process: the part of the global batch that the transformation sees.
 
     Example:
@@ -68,13 +69,15 @@ class RandomCrop(grain.transforms.RandomMap):
 
     padding: int
     mode: str = "symmetric"
-    process: Process = ALONE
+    process: Process = SINGLE_PROCESS
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        """The batch with its pictures cropped; labels and mask stay as they are."""
+        """Crops the pictures of a batch; labels and mask stay as they are."""
         images, pad = element["image"], self.padding
         count, height, width, _ = images.shape
-        corners = self.process.draw(lambda shape: rng.integers(0, 2 * pad + 1, shape), (count, 2))
+        corners = self.process.draw_local(
+            lambda shape: rng.integers(0, 2 * pad + 1, shape), (count, 2)
+        )
         padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), PADDINGS[self.mode])
         # (count, 2 pad + 1, 2 pad + 1, channels, height, width): a view of every possible crop.
         crops = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
@@ -95,12 +98,13 @@ class RandomFlip(grain.transforms.RandomMap):
         array([0, 1, 3, 2], dtype=uint8)
     """
 
-    process: Process = ALONE
+    process: Process = SINGLE_PROCESS
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        """The batch with about half of its pictures mirrored; labels and mask stay as they are."""
+        """Mirrors about half of the pictures of a batch; labels and mask stay as they are."""
         images = element["image"]
-        flip = self.process.draw(lambda shape: rng.random(shape) < 0.5, (len(images), 1, 1, 1))
+        shape = (len(images), 1, 1, 1)
+        flip = self.process.draw_local(lambda shape: rng.random(shape) < 0.5, shape)
         return {**element, "image": np.where(flip, images[:, :, ::-1], images)}
 
 
@@ -108,12 +112,12 @@ class RandomFlip(grain.transforms.RandomMap):
 class Mix(grain.transforms.RandomMap):
     """Mixes each picture with its neighbour in the batch, by MixUp or by CutMix.
 
-    Pictures 0 and 1 are each other's neighbours, 2 and 3, and so on. A batch is in random order, so
-    these are random pairs, and each is in one process.
+    Pictures 0 and 1 are neighbours, 2 and 3, and so on. A batch is in random order, so the pairs
+    are random. No pair crosses two processes.
 
-    MixUp keeps a share of a picture's brightness, drawn from Beta(alpha, alpha), and takes the
-    rest from the neighbour. CutMix puts a box of the neighbour into the picture; its area without
-    what lies outside of the picture is the neighbour's share.
+    MixUp averages the two pictures, with a weight from Beta(alpha, alpha). CutMix copies a box of
+    the neighbour into the picture; the part of the box within the picture, as a fraction of its
+    area, is the neighbour's weight in the label.
 
     Args:
         num_classes: the number of classes.
@@ -141,13 +145,13 @@ class Mix(grain.transforms.RandomMap):
     num_classes: int
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
-    process: Process = ALONE
+    process: Process = SINGLE_PROCESS
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        """The batch with mixed pictures and their shares of the classes.
+        """Mixes the pictures of a batch and their labels.
 
-        `soft_label`, float32 `(batch, num_classes)`, is new; `label` is the class of the larger
-        share.
+        Adds `soft_label`, float32 `(batch, num_classes)`: the weights of the classes. `label`
+        becomes the class of the larger weight.
 
         Raises:
             ValueError: if the number of pictures is odd.
@@ -156,9 +160,9 @@ class Mix(grain.transforms.RandomMap):
         if len(images) % 2:
             raise ValueError(f"pairs are mixed, got {len(images)} pictures")
         neighbour = np.arange(len(images)) ^ 1
-        own = self._own(images.shape[:3], rng)
-        mixed = own[..., None] * images + (1 - own[..., None]) * images[neighbour]
-        share = own.mean((1, 2))
+        weight = self._weights(images.shape[:3], rng)[..., None]
+        mixed = weight * images + (1 - weight) * images[neighbour]
+        share = weight.mean((1, 2, 3))
         classes = np.eye(self.num_classes, dtype=np.float32)[labels]
         soft = share[:, None] * classes + (1 - share[:, None]) * classes[neighbour]
         return {
@@ -168,29 +172,30 @@ class Mix(grain.transforms.RandomMap):
             "soft_label": soft,
         }
 
-    def _own(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-        """The share of each pixel that is a picture's own: float32, `(batch, height, width)`."""
+    def _weights(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+        """Draws the weight of each pixel of a picture: float32, `(batch, height, width)`."""
         count = shape[:1]
         mixup = cutmix = None
         if self.mixup_alpha:
-            share = self.process.draw(lambda n: rng.beta(*2 * [self.mixup_alpha], n), count)
+            share = self.process.draw_local(lambda n: rng.beta(*2 * [self.mixup_alpha], n), count)
             mixup = np.broadcast_to(share.astype(np.float32)[:, None, None], shape)
         if self.cutmix_alpha:
-            share = self.process.draw(lambda n: rng.beta(*2 * [self.cutmix_alpha], n), count)
-            centre = self.process.draw(rng.random, (*count, 2))
+            share = self.process.draw_local(lambda n: rng.beta(*2 * [self.cutmix_alpha], n), count)
+            centre = self.process.draw_local(rng.random, (*count, 2))
             cutmix = 1 - _boxes(1 - share, centre, shape[1:]).astype(np.float32)
         if mixup is None or cutmix is None:
             return cutmix if mixup is None else mixup
-        cuts = self.process.draw(rng.random, (*count, 1, 1)) < 0.5
+        cuts = self.process.draw_local(rng.random, (*count, 1, 1)) < 0.5
         return np.where(cuts, cutmix, mixup)
 
 
 def _boxes(area: np.ndarray, centre: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Boxes of a part of a picture's area, as bool `(n, *size)`.
+    """Makes masks of boxes, bool `(n, *size)`.
 
     Args:
-        area: the part, `(n,)`; what lies outside of the picture is cut off.
-        centre: of each box, in [0, 1), `(n, 2)`.
+        area: area of each box as a fraction of the picture's, `(n,)`. A box is cropped to the
+            picture.
+        centre: centre of each box, in [0, 1), `(n, 2)`.
         size: height and width of a picture.
     """
     half = np.sqrt(area)[:, None] / 2

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from terminator_jax.data.augment import ALONE, Batch, Process
+from terminator_jax.data.augment import SINGLE_PROCESS, Batch, Process
 
 PREFETCH = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
@@ -62,7 +62,7 @@ def train_dataset(
     seed: int,
     accumulate_steps: int = 1,
     augmentations: Sequence[grain.transforms.RandomMap] = (),
-    process: Process = ALONE,
+    process: Process = SINGLE_PROCESS,
 ) -> grain.MapDataset:
     """Returns the shuffled training batches without end: `dataset[n]` is batch n, from 0.
 
@@ -90,7 +90,7 @@ def train_batches(examples: Examples, batch_size: int, **options: Any) -> grain.
 
 
 def eval_batches(
-    pictures: Examples, batch_size: int, *, process: Process = ALONE
+    pictures: Examples, batch_size: int, *, process: Process = SINGLE_PROCESS
 ) -> Iterator[Batch]:
     """Every picture once and in order, in batches of one size.
 

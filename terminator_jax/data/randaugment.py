@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from terminator_jax.data.augment import ALONE, Batch, Process
+from terminator_jax.data.augment import SINGLE_PROCESS, Batch, Process
 
 
 def _moved(
@@ -65,7 +65,7 @@ class RandAugment(grain.transforms.RandomMap):
 
     operations: int
     strength: float
-    process: Process = ALONE
+    process: Process = SINGLE_PROCESS
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
         """The batch with its pictures changed; labels and mask stay as they are.
@@ -80,8 +80,8 @@ class RandAugment(grain.transforms.RandomMap):
             )
         functions = list(OPERATIONS.values())
         shape = (len(images), self.operations)
-        chosen = self.process.draw(lambda n: rng.integers(len(functions), size=n), shape)
-        levels = self.strength * self.process.draw(lambda n: rng.choice((-1, 1), n), shape)
+        chosen = self.process.draw_local(lambda n: rng.integers(len(functions), size=n), shape)
+        levels = self.strength * self.process.draw_local(lambda n: rng.choice((-1, 1), n), shape)
         changed = np.empty_like(images)
         for n, image in enumerate(images):
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -1,10 +1,10 @@
-"""Texts as grids of bytes: one split of a TFDS text data set, or of the bundled sonnets.
+"""Reads texts as grids of bytes: one split of a TFDS text data set, or of the bundled sonnets.
 
 text = open_text("sonnets", "train", (16, 16))
 text.read(np.arange(3))["tokens"].shape  # (3, 16, 16)
 
-A grid is read row after row. For evaluation a text is cut into grids, each byte in one of them; for
-training they begin anywhere.
+The bytes fill a grid row after row. For evaluation, the text is split into grids without overlap.
+For training, a grid may start at any byte.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ import grain
 import numpy as np
 
 from terminator_jax.data import sources
-from terminator_jax.data.augment import ALONE, Batch, Process
+from terminator_jax.data.augment import SINGLE_PROCESS, Batch, Process
 from terminator_jax.errors import InputError
 
-# Of the sonnets, so many at the end are the test set.
-TEST_POEMS = 5
+# The last poems of the bundled sonnets are the test set.
+NUM_TEST_POEMS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text in memory, as grids of bytes.
+    """Holds a text in memory and reads it as grids of bytes.
 
     Attributes:
-        data: its bytes, uint8.
-        name: what it is, for messages.
+        data: the bytes of the text, uint8.
+        name: name of the text in messages.
         grid: rows and columns of a grid.
 
     Example:
@@ -44,42 +44,43 @@ class Text:
     grid: tuple[int, int]
 
     def __len__(self) -> int:
-        return len(self.data) // self.cells
+        return len(self.data) // self.bytes_per_grid
 
     @property
-    def cells(self) -> int:
-        """Bytes in a grid."""
+    def bytes_per_grid(self) -> int:
+        """The number of bytes in a grid."""
         return self.grid[0] * self.grid[1]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of classes, of which a text has none."""
+        """The names of the classes: a text has none."""
         return ()
 
     def read(self, indices: np.ndarray) -> Batch:
-        """The grids at `indices`, `(n,)`, as `tokens` `(n, *grid)`, beside their `index` `(n,)`."""
+        """Reads the grids at `indices (n,)`: `tokens (n, *grid)` and their `index (n,)`."""
         indices = np.asarray(indices)
-        return {"tokens": self.at(indices * self.cells), "index": indices.astype(np.int32)}
+        tokens = self.grids_at(indices * self.bytes_per_grid)
+        return {"tokens": tokens, "index": indices.astype(np.int32)}
 
-    def at(self, starts: np.ndarray) -> np.ndarray:
-        """The grids that begin at these bytes."""
-        places = starts[:, None] + np.arange(self.cells)
-        return self.data[places].reshape(-1, *self.grid)
+    def grids_at(self, starts: np.ndarray) -> np.ndarray:
+        """Reads the grids that start at these bytes."""
+        positions = starts[:, None] + np.arange(self.bytes_per_grid)
+        return self.data[positions].reshape(-1, *self.grid)
 
     def load(self) -> "Text":
-        """Itself, being in memory already."""
+        """Returns itself: the text is in memory already."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomStart(grain.transforms.RandomMap):
-    """Lets each grid begin anywhere, so that a byte is seen in every place.
+    """Shifts each grid by a random number of bytes, so that a byte occurs at every position.
 
-    Grid number n begins somewhere among its own bytes; what would reach over the end of the text
-    begins as much after its start.
+    Grid number n starts at one of its own bytes. A grid that would extend past the end of the text
+    wraps around to its start.
 
     Args:
-        text: what is read.
+        text: the text to read.
         process: the part of the global batch that the transformation sees.
 
     Example:
@@ -90,14 +91,15 @@ class RandomStart(grain.transforms.RandomMap):
     """
 
     text: Text
-    process: Process = ALONE
+    process: Process = SINGLE_PROCESS
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        """The batch with other grids of the same text."""
+        """Replaces the grids of the batch by shifted ones."""
         text, index = self.text, element["index"].astype(np.int64)
-        shifts = self.process.draw(lambda shape: rng.integers(0, text.cells, shape), index.shape)
-        starts = (index * text.cells + shifts) % (len(text.data) - text.cells + 1)
-        return {**element, "tokens": text.at(starts)}
+        count = text.bytes_per_grid
+        shifts = self.process.draw_local(lambda shape: rng.integers(0, count, shape), index.shape)
+        starts = (index * count + shifts) % (len(text.data) - count + 1)
+        return {**element, "tokens": text.grids_at(starts)}
 
 
 def open_text(
@@ -111,15 +113,15 @@ def open_text(
     """Reads one split of a text data set.
 
     Args:
-        dataset: a name that TFDS knows, of a set with a feature `text`, or `"sonnets"`, which is
-            bundled: forty of Shakespeare's.
-        split: `"train"`, `"validation"` and the like; the sonnets have `train` and `test`.
+        dataset: the name of a TFDS data set with a feature `text`, or `"sonnets"`, forty bundled
+            sonnets of Shakespeare.
+        split: the name of a split, e.g. `"train"`; the sonnets have `train` and `test`.
         grid: rows and columns of a grid.
-        data_dir: where TFDS keeps its data sets, as for `sources.open_split`.
-        download: lets TFDS download and prepare what is not prepared.
+        data_dir: the directory of TFDS data sets, as for `sources.open_split`.
+        download: whether TFDS may download and prepare the data set.
 
     Raises:
-        InputError: if there is no such text, or it does not fill a grid.
+        InputError: if there is no such text, or if it is shorter than a grid.
 
     Example:
         >>> len(open_text("sonnets", "test", (16, 16)))
@@ -139,7 +141,7 @@ def open_text(
 def _sonnets(split: str) -> bytes:
     whole = Path(__file__).with_name("sonnets.txt").read_bytes()
     poems = whole.split(b"\n\n")
-    parts = {"train": poems[:-TEST_POEMS], "test": poems[-TEST_POEMS:]}
+    parts = {"train": poems[:-NUM_TEST_POEMS], "test": poems[-NUM_TEST_POEMS:]}
     if split not in parts:
         raise InputError(f"sonnets has no split {split!r}: it has {', '.join(parts)}")
     return b"\n\n".join(parts[split])

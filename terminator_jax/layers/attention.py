@@ -1,4 +1,4 @@
-"""Attention on maps: each position and those around it."""
+"""Attention on maps: each position attends to the positions around it."""
 
 import math
 
@@ -10,14 +10,15 @@ from flax import nnx
 from terminator_jax.layers.initializers import uniform
 from terminator_jax.ops.attention import local_attention, rotary
 
-# Rows and columns from a position to where a head begins to look; heads beyond begin anew.
-NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0), (0, -2), (0, 2), (-2, 0), (2, 0))
-SHARPNESS = 4.0  # of that look: the biases' size
-CONTENTS = 0.1  # the kernels' size for queries and keys then, beside the usual
+# Each head starts with its attention on one of these neighbours: offsets in rows and columns.
+# Further heads start from the first again.
+NEIGHBOUR_OFFSETS = ((0, -1), (0, 1), (-1, 0), (1, 0), (0, -2), (0, 2), (-2, 0), (2, 0))
+BIAS_SCALE = 4.0  # size of the biases that do so
+CONTENT_SCALE = 0.1  # factor on the usual initial kernels of queries and keys
 
 
 class LocalAttention2D(nnx.Module):
-    """Every position attends to the `(2 window + 1)²` positions around it, cut at the border.
+    """Lets every position attend to the `(2 window + 1)²` positions around it, fewer at the border.
 
     Example:
       >>> layer = LocalAttention2D(16, window=3, heads=2, rngs=nnx.Rngs(0))
@@ -26,24 +27,25 @@ class LocalAttention2D(nnx.Module):
 
     Args:
       channels: channels of the map.
-      window: how many rows and columns away a position sees; None for all there are.
-      heads: into how many equal parts the channels are cut, each with weights of its own.
-      project: whether queries, keys, values and the result are linear maps of the channels; else
+      window: the largest distance in rows and in columns that a position attends to; None for the
+        whole map.
+      heads: number of attention heads; they share the channels equally.
+      project: whether queries, keys, values and the result are linear projections. Otherwise
         queries, keys and values are the input itself.
-      turn: whether queries and keys turn with their position (2-D rotary embedding), so that
-        weights can depend on how far apart positions are.
-      base: about how many positions the slowest channels take to turn by one rad.
+      turn: whether to apply the 2-D rotary embedding to queries and keys, so that weights can
+        depend on the offset between positions.
+      base: the slowest channels take about so many positions to rotate by one rad.
       dtype: dtype of the computation; that of input and parameters if None. Angles and weights are
         computed in float32 or wider.
       param_dtype: dtype of the parameters.
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: if the channels do not divide into heads, or a head's into two halves of pairs
-        where they are to turn; when called, for maps of other shapes.
+      ValueError: if the channels do not divide into heads, or a head's channels do not divide by 4
+        with `turn`; when called, for maps of other shapes.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017; rotary embedding: Su et al.,
-    "RoFormer", 2021, in two dimensions. Without projections and turns, and with one head, it is the
+    "RoFormer", 2021, in two dimensions. With `project=False`, `turn=False` and one head, it is the
     layer of the public `nonlinear-transformer`.
     """
 
@@ -73,32 +75,31 @@ class LocalAttention2D(nnx.Module):
         self.project, self.turn, self.base, self.dtype = project, turn, base, dtype
 
         if project:
-            kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            kwargs = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
             init = uniform(math.sqrt(3 / channels))
-            self.qkv = nnx.Linear(channels, 3 * channels, kernel_init=init, **kinds)
-            self.out = nnx.Linear(channels, channels, kernel_init=init, **kinds)
+            self.qkv = nnx.Linear(channels, 3 * channels, kernel_init=init, **kwargs)
+            self.out = nnx.Linear(channels, channels, kernel_init=init, **kwargs)
             if turn:
-                self._look_around()
+                self._init_neighbour_biases()
 
-    def _look_around(self) -> None:
-        """Lets each head begin by looking at one neighbour of every position, whatever is there.
+    def _init_neighbour_biases(self) -> None:
+        """Initializes the biases of queries and keys so that each head attends to one neighbour.
 
-        From queries and keys of the contents alone a model would stay for long where every position
-        in the window counts alike.
+        Without them, the weights would stay nearly uniform over the window for a long time.
         """
         both = 2 * self.channels
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
-        self.qkv.kernel.set_value(kernel.at[:, :both].multiply(CONTENTS))
-        looks = _looks(self.heads, self.channels // self.heads, self.base)
-        self.qkv.bias.set_value(bias.at[:both].set(looks.astype(bias.dtype)))
+        self.qkv.kernel.set_value(kernel.at[:, :both].multiply(CONTENT_SCALE))
+        biases = _neighbour_biases(self.heads, self.channels // self.heads, self.base)
+        self.qkv.bias.set_value(bias.at[:both].set(biases.astype(bias.dtype)))
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """`(batch, rows, columns, channels)` to the same.
+        """Returns an array of the shape of `x`.
 
         Args:
-          x: the map.
-          mask: bool, `(batch, rows, columns)`, False where the map is only filled up: nothing
-            attends to these positions, and what is computed there means nothing.
+          x: the map, `(batch, rows, columns, channels)`.
+          mask: bool, `(batch, rows, columns)`, False for padding. No position attends to padding,
+            and the result there has no meaning.
         """
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"expected (batch, rows, columns, {self.channels}), got {x.shape}")
@@ -113,17 +114,18 @@ class LocalAttention2D(nnx.Module):
         return self.out(y) if self.project else y
 
 
-def _looks(heads: int, features: int, base: float) -> np.ndarray:
-    """Biases of queries and keys whose product, turned, is largest where each head is to look.
+def _neighbour_biases(heads: int, features: int, base: float) -> np.ndarray:
+    """Makes biases of queries and keys whose rotated product is largest at each head's neighbour.
 
-    Queries and keys of a head are the same wave along rows and columns, the keys' moved by how far
-    away it looks.
+    Queries and keys of a head are the same wave along rows and columns. The wave of the keys is
+    shifted by the neighbour's offset.
     """
     pairs = features // 4
     speeds = base ** (-np.arange(pairs) / pairs)
     query, key = np.zeros((2, heads, 2, 2, pairs))
-    query[:, :, 0] = SHARPNESS
+    query[:, :, 0] = BIAS_SCALE
     for head in range(heads):
-        for axis, away in enumerate(NEIGHBOURS[head % len(NEIGHBOURS)]):
-            key[head, axis] = SHARPNESS * np.cos(speeds * away), -SHARPNESS * np.sin(speeds * away)
+        for axis, offset in enumerate(NEIGHBOUR_OFFSETS[head % len(NEIGHBOUR_OFFSETS)]):
+            angles = speeds * offset
+            key[head, axis] = BIAS_SCALE * np.cos(angles), -BIAS_SCALE * np.sin(angles)
     return np.concatenate([query.ravel(), key.ravel()])

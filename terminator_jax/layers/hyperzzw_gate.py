@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.initializers import kaiming, uniform, zeros
+from terminator_jax.layers.initializers import kaiming_normal, uniform, zeros
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.dtypes import at_least_float32
 
@@ -162,7 +162,7 @@ def glorot_bound(rows: int, columns: int) -> float:
 
 
 def _kaiming_stack(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
-    return jnp.stack([kaiming(k, shape[1:], dtype) for k in jax.random.split(key, shape[0])])
+    return jnp.stack([kaiming_normal(k, shape[1:], dtype) for k in jax.random.split(key, shape[0])])
 
 
 def _affine(h: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:

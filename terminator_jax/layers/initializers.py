@@ -1,8 +1,8 @@
-"""Initial values of the layers' weights.
+"""Initializers of the layers' weights.
 
-Compiling a random generator takes a CPU most of a second for every size of array, and a network has
-dozens of sizes. So these draw a rounded number of values, of which there are few, and take a part.
-Neither that nor constants need programs of their own: outside of tracing NumPy makes them.
+XLA compiles a random generator for every size of array, which takes a CPU most of a second, and a
+network has dozens of sizes. So the number of draws is rounded up to a few sizes, and the rest is
+cut off. Outside of a trace, NumPy does the cutting and makes the constants: nothing is compiled.
 """
 
 import functools
@@ -12,30 +12,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# How many draws are attempted at once where some are rejected.
-TRIES = 16
+# The number of proposals for each draw by rejection sampling.
+NUM_TRIES = 16
 
 
 def uniform(bound: float):
-    """Initializer: uniform in `±bound`."""
+    """Makes an initializer: uniform in `±bound`."""
 
     def init(key, shape, dtype=jnp.float32):
-        return _part(_uniform(key, bound, _rounded(shape), dtype), shape)
+        return _take_shape(_draw_uniform(key, bound, _rounded_count(shape), dtype), shape)
 
     return init
 
 
 def normal(deviation: float):
-    """Initializer: `N(0, deviation²)`."""
+    """Makes an initializer: `N(0, deviation²)`."""
 
     def init(key, shape, dtype=jnp.float32):
-        return _part(_normal(key, deviation, _rounded(shape), dtype), shape)
+        return _take_shape(_draw_normal(key, deviation, _rounded_count(shape), dtype), shape)
 
     return init
 
 
 def constant(value: float):
-    """Initializer: `value` everywhere."""
+    """Makes an initializer: `value` everywhere."""
 
     def init(key, shape, dtype=jnp.float32):
         del key
@@ -47,14 +47,14 @@ def constant(value: float):
 zeros, ones = constant(0.0), constant(1.0)
 
 
-def kaiming(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """`N(0, 2 / fan_in)` for a weight `(inputs, outputs)` or `(*window, inputs, outputs)`."""
+def kaiming_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Draws `N(0, 2 / fan_in)` for a weight `(inputs, outputs)` or `(*window, inputs, outputs)`."""
     deviation = math.sqrt(2 / math.prod(shape[:-1]))
-    return _part(_normal(key, deviation, _rounded(shape), dtype), shape)
+    return _take_shape(_draw_normal(key, deviation, _rounded_count(shape), dtype), shape)
 
 
 def gabor_init(omega0: float):
-    """Initializer of the Gabor weights, `(layers, d, hidden)`.
+    """Makes an initializer of the Gabor weights, `(layers, d, hidden)`.
 
     `U(±1/√d) · 2π ω0 γ`, with `γ ~ Gamma(6/(l+1), rate 1)` drawn per entry of layer l, up to 5.
     """
@@ -63,12 +63,12 @@ def gabor_init(omega0: float):
         if shape[-3] > 6:
             raise ValueError(f"a slow network has at most 5 hidden layers, got {shape[-3] - 1}")
         wave_key, scale_key = jax.random.split(key)
-        count = _rounded(shape)
-        wave = _uniform(wave_key, 2 * math.pi * omega0 / math.sqrt(shape[-2]), count, dtype)
+        count = _rounded_count(shape)
+        wave = _draw_uniform(wave_key, 2 * math.pi * omega0 / math.sqrt(shape[-2]), count, dtype)
         layers = np.arange(1, shape[-3] + 1)[:, None, None]
         alphas = np.ones(count)
         alphas[: math.prod(shape)] = np.broadcast_to(6 / layers, shape).ravel()
-        return _part(wave * gamma(scale_key, jnp.asarray(alphas, dtype)), shape)
+        return _take_shape(wave * gamma(scale_key, jnp.asarray(alphas, dtype)), shape)
 
     return init
 
@@ -77,8 +77,9 @@ def gabor_init(omega0: float):
 def gamma(key: jax.Array, alphas: jax.Array) -> jax.Array:
     """Draws from Gamma(alpha, rate 1), one for each of `alphas`, all at least 1.
 
-    Marsaglia and Tsang's rejections, `TRIES` at once: so many fail together less than once in 1e20
-    draws. `jax.random.gamma` loops until it succeeds, which takes longer to compile.
+    This is the rejection sampling of Marsaglia and Tsang, with `NUM_TRIES` proposals for each draw.
+    All are rejected less than once in 1e20 draws. `jax.random.gamma` loops until it succeeds, which
+    takes longer to compile.
 
     Example:
       >>> draws = gamma(jax.random.key(0), jnp.full(10_000, 3.0))
@@ -86,7 +87,7 @@ def gamma(key: jax.Array, alphas: jax.Array) -> jax.Array:
       3.0
     """
     normal_key, uniform_key = jax.random.split(key)
-    tries = (TRIES, *alphas.shape)
+    tries = (NUM_TRIES, *alphas.shape)
     d = (alphas - 1 / 3)[None]
     x = jax.random.normal(normal_key, tries, alphas.dtype)
     v = jnp.maximum(1 + x / jnp.sqrt(9 * d), 0) ** 3
@@ -96,12 +97,13 @@ def gamma(key: jax.Array, alphas: jax.Array) -> jax.Array:
     return (d * jnp.take_along_axis(v, first, axis=0))[0]
 
 
-def _rounded(shape: tuple[int, ...]) -> int:
-    """The next of 1024, 4096, 16384, …"""
+def _rounded_count(shape: tuple[int, ...]) -> int:
+    """Rounds the size up to the next of 1024, 4096, 16384, …"""
     return max(1024, 4 ** math.ceil(math.log(max(math.prod(shape), 1), 4)))
 
 
-def _part(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _take_shape(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Takes the first values and gives them a shape."""
     count = math.prod(shape)
     if isinstance(values, jax.core.Tracer):
         return values[:count].reshape(shape)
@@ -109,10 +111,10 @@ def _part(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _uniform(key, bound, count, dtype):
+def _draw_uniform(key, bound, count, dtype):
     return jax.random.uniform(key, (count,), dtype, -1, 1) * jnp.asarray(bound, dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _normal(key, scale, count, dtype):
+def _draw_normal(key, scale, count, dtype):
     return jax.random.normal(key, (count,), dtype) * jnp.asarray(scale, dtype)

@@ -1,4 +1,4 @@
-"""The lambda layer: a context turned into linear functions that queries are put through."""
+"""The lambda layer: the context becomes linear functions that are applied to the queries."""
 
 import math
 
@@ -13,10 +13,10 @@ from terminator_jax.ops.standardize import AxisName
 
 
 class LambdaLayer(nnx.Module):
-    """Interaction with a context without attention maps.
+    """Lets every position interact with its context without attention maps.
 
-    `y[n, head] = q[n, head] (λc + λp[n])`: the content lambda λc `(k, v)` is made from keys and
-    values of the whole map, the position lambda λp from the values and learned weights for their
+    `y[n, head] = q[n, head] (λc + λp[n])`. The content lambda λc `(k, v)` is computed from the keys
+    and values of the whole map. The position lambda λp is computed from the values and a table of
     relative positions. All heads share keys and values.
 
     Example:
@@ -26,27 +26,26 @@ class LambdaLayer(nnx.Module):
       >>> LambdaLayer(12, 24, window=(5, 5), rngs=nnx.Rngs(0))(x).shape  # local
       (2, 8, 8, 24)
 
-    Queries and values are batch-normalized: with the batch's own statistics in training, and with
-    running ones after `eval()`, as `nnx.BatchNorm` does.
+    Queries and values are normalized by `nnx.BatchNorm`: with the statistics of the batch in
+    training, with running averages after `eval()`.
 
     Args:
       inputs: channels of the map.
       outputs: channels of the result, a multiple of the heads.
-      size: for global contexts: positions of the map per axis, one or two of them. Every position
-        meets every other.
-      window: for local contexts: the odd number of positions met per axis; maps are of any size.
+      size: for a global context: positions of the map per axis, on one or two axes.
+      window: for a local context: its odd number of positions per axis. Maps may have any size.
       heads: queries of each position.
       keys: k, channels of a key.
       depth: u, the intra-depth: how many keys and values each position has.
       method: how position lambdas are computed, one of `terminator_jax.ops.lambdas.METHODS`.
-      use_running_average: whether it begins in evaluation mode.
+      use_running_average: whether the layer starts in evaluation mode.
       dtype: dtype of the computation; statistics and the softmax stay in float32 or wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any.
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: for sizes that do not fit, or when called with a map that does not.
+      ValueError: for sizes that do not fit each other; when called, for a map of another shape.
 
     Source: Bello, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", 2021.
     """
@@ -72,7 +71,7 @@ class LambdaLayer(nnx.Module):
         self.size = None if size is None else tuple(size)
         self.inputs, self.heads, self.keys, self.depth = inputs, heads, keys, depth
         self.method = method
-        reach = tuple(2 * n - 1 for n in size) if window is None else tuple(window)
+        table_size = tuple(2 * n - 1 for n in size) if window is None else tuple(window)
         values = depth * (outputs // heads)
 
         def linear(features):
@@ -90,24 +89,24 @@ class LambdaLayer(nnx.Module):
         self.to_q, self.to_k, self.to_v = map(linear, (heads * keys, depth * keys, values))
         self.norm_q, self.norm_v = norm(heads * keys), norm(values)
         # As in the sources: a table of embeddings, or a convolution with a bias.
-        scale = uniform(1 / math.sqrt(depth * math.prod(reach))) if window else normal(1.0)
-        self.table = nnx.Param(scale(rngs.params(), (*reach, keys, depth), param_dtype))
+        init = uniform(1 / math.sqrt(depth * math.prod(table_size))) if window else normal(1.0)
+        self.table = nnx.Param(init(rngs.params(), (*table_size, keys, depth), param_dtype))
         self.bias = nnx.Param(jnp.zeros(keys, param_dtype)) if window else None
 
     def __call__(self, x: jax.Array, *, use_running_average: bool | None = None) -> jax.Array:
-        """`(batch, *spatial, inputs)` to `(batch, *spatial, outputs)`.
+        """Maps `(batch, *spatial, inputs)` to `(batch, *spatial, outputs)`.
 
         `use_running_average` overrides the mode that `train()` and `eval()` set.
         """
         self._check_map(x)
 
-        def parts(y, number):
+        def split_channels(y, number):
             return y.reshape(*x.shape[:-1], number, -1)
 
-        average = dict(use_running_average=use_running_average)
-        queries = parts(self.norm_q(self.to_q(x), **average), self.heads)
-        values = parts(self.norm_v(self.to_v(x), **average), self.depth)
-        keys = parts(self.to_k(x), self.depth)
+        mode = dict(use_running_average=use_running_average)
+        queries = split_channels(self.norm_q(self.to_q(x), **mode), self.heads)
+        values = split_channels(self.norm_v(self.to_v(x), **mode), self.depth)
+        keys = split_channels(self.to_k(x), self.depth)
         bias = None if self.bias is None else self.bias[...]
         y = apply_lambdas(queries, keys, values, self.table[...], bias, method=self.method)
         return y.reshape(*x.shape[:-1], -1)

@@ -35,8 +35,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from terminator_jax import layers
-from terminator_jax.layers.initializers import kaiming
-from terminator_jax.layers.slow_fast import generate
+from terminator_jax.layers.initializers import kaiming_normal
+from terminator_jax.layers.slow_fast import kernel_from_coordinates
 
 __all__ = [
     "RGU",
@@ -232,7 +232,7 @@ class SlowFast(nn.Module):
 
     def kernel(self, size: tuple[int, ...] | None = None) -> jax.Array:
         """The kernel, `(*size, features)`; of the layer's own size by default."""
-        return generate(self.slow, self.size if size is None else size, self.dtype)
+        return kernel_from_coordinates(self.slow, self.size if size is None else size, self.dtype)
 
 
 def pointwise(outputs: int, **kwargs) -> nn.Dense:
@@ -244,4 +244,4 @@ def pointwise(outputs: int, **kwargs) -> nn.Dense:
       >>> variables["params"]["kernel"].shape
       (12, 24)
     """
-    return nn.Dense(outputs, kernel_init=kaiming, **kwargs)
+    return nn.Dense(outputs, kernel_init=kaiming_normal, **kwargs)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.initializers import kaiming
+from terminator_jax.layers.initializers import kaiming_normal
 from terminator_jax.layers.running import moments_of, track
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops.activation import gelu
@@ -82,7 +82,7 @@ class LocalBranches(nnx.Module):
         n = len(self.branches)
         keys = jax.random.split(rngs.params(), n)
         self.mixer_weight = nnx.Param(
-            jnp.stack([kaiming(key, (channels, channels), param_dtype) for key in keys])
+            jnp.stack([kaiming_normal(key, (channels, channels), param_dtype) for key in keys])
         )
         self.mixer_bias = nnx.Param(jnp.zeros((n, channels), param_dtype))
         self.scalar = nnx.Param(jnp.zeros(n, param_dtype))

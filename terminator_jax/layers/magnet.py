@@ -29,7 +29,8 @@ class MAGNet(nnx.Module):
       hidden: width of the network.
       layers: L, the number of hidden layers.
       omega0: frequency scale of the sine filters.
-      param_dtype: dtype of the parameters; phases are computed in it or in float32, if wider.
+      param_dtype: dtype of the parameters; phases are computed in it, or in float32 if it is
+        narrower.
       rngs: the source of the initial values.
 
     Source: Romero et al., "FlexConv: Continuous Kernel Convolutions with Differentiable Kernel
@@ -68,45 +69,48 @@ class MAGNet(nnx.Module):
         self.out_bias = param(zeros, features)
 
     def __call__(self) -> jax.Array:
-        """The kernel, `(*size, features)`."""
+        """Generates the kernel, `(*size, features)`."""
         return self.kernel(magnet.magnet(self.parameters(), self.coordinates()))
 
     def parameters(self) -> magnet.Magnet:
-        """The parameters as `ops.magnet` takes them."""
+        """Returns the parameters as `ops.magnet` takes them."""
         return magnet.Magnet(*(getattr(self, name)[...] for name in magnet.Magnet._fields))
 
     def coordinates(self) -> jax.Array:
-        """The coordinates of the kernel's positions, `(positions, d)`."""
+        """Returns the coordinates of the kernel's positions, `(positions, d)`."""
         dtype = at_least_float32(self.gabor_weight.dtype)
         return coordinates.grid(self.size, dtype)
 
     def kernel(self, values: jax.Array) -> jax.Array:
-        """`(positions, features)` in the shape of the kernel."""
+        """Reshapes values `(positions, features)` to the kernel."""
         return values.reshape(*self.size, self.features)
 
 
-def evaluate(nets: Sequence[MAGNet]) -> list[jax.Array]:
-    """`[net() for net in nets]`, those of one width and depth together.
+def generate_kernels(nets: Sequence[MAGNet]) -> list[jax.Array]:
+    """Computes `[net() for net in nets]`, with one `vmap` for all networks of a width and depth.
 
-    A program that has each network once for each of its uses takes long to compile.
+    One call for each network would take longer to compile.
 
     Example:
       >>> nets = [MAGNet((n, n), 3, hidden=8, rngs=nnx.Rngs(n)) for n in (4, 5)]
-      >>> [kernel.shape for kernel in evaluate(nets)]
+      >>> [kernel.shape for kernel in generate_kernels(nets)]
       [(4, 4, 3), (5, 5, 3)]
     """
-    alike: dict[Any, list[int]] = {}
+    same_shape: dict[Any, list[int]] = {}
     for n, net in enumerate(nets):
-        alike.setdefault((net.gabor_weight.shape, net.gabor_weight.dtype), []).append(n)
+        same_shape.setdefault((net.gabor_weight.shape, net.gabor_weight.dtype), []).append(n)
     kernels: list[Any] = [None] * len(nets)
-    for members in alike.values():
-        for n, values in zip(members, _together([nets[n] for n in members]), strict=True):
+    for members in same_shape.values():
+        for n, values in zip(members, _evaluate_stacked([nets[n] for n in members]), strict=True):
             kernels[n] = nets[n].kernel(values)
     return kernels
 
 
-def _together(nets: Sequence[MAGNet]) -> list[jax.Array]:
-    """`(positions, features)` of networks of one width and depth, whatever their positions."""
+def _evaluate_stacked(nets: Sequence[MAGNet]) -> list[jax.Array]:
+    """Evaluates networks of one width and depth together: a list of `(positions, features)`.
+
+    Their numbers of positions may differ.
+    """
     counts = [math.prod(net.size) for net in nets]
 
     def padded(x, count):
@@ -118,15 +122,17 @@ def _together(nets: Sequence[MAGNet]) -> list[jax.Array]:
             values = [padded(x, count) for x, count in zip(values, counts, strict=True)]
         return jnp.stack(values)
 
-    # Where they differ in their features, each has its own last layer.
-    whole = len({net.features for net in nets}) == 1
-    names = [name for name in magnet.Magnet._fields if whole or not name.startswith("out")]
+    # If the numbers of features differ, the last layers are evaluated one by one.
+    same_features = len({net.features for net in nets}) == 1
+    names = [name for name in magnet.Magnet._fields if same_features or not name.startswith("out")]
     parameters = magnet.Magnet(
         **dict.fromkeys(magnet.Magnet._fields) | {n: stacked(n) for n in names}
     )
     grids = [padded(net.coordinates(), count) for net, count in zip(nets, counts, strict=True)]
-    values = jax.vmap(magnet.magnet if whole else magnet.hidden)(parameters, jnp.stack(grids))
+    values = jax.vmap(magnet.magnet if same_features else magnet.hidden)(
+        parameters, jnp.stack(grids)
+    )
     own = [values[n, :count] for n, count in enumerate(counts)]
-    if whole:
+    if same_features:
         return own
     return [magnet.output(net.parameters(), h) for net, h in zip(nets, own, strict=True)]

@@ -12,7 +12,7 @@ from flax import nnx
 from terminator_jax.layers.dropout import ChannelDropout
 from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
 from terminator_jax.layers.local import LocalBranch, LocalBranches
-from terminator_jax.layers.magnet import OMEGA0, evaluate
+from terminator_jax.layers.magnet import OMEGA0, generate_kernels
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
 from terminator_jax.layers.running import moments_of, track
@@ -212,7 +212,7 @@ class SFNEBlock(nnx.Module):
         """
         self._check(x, skips)
         x, *skips = (a if self.dtype is None else a.astype(self.dtype) for a in (x, *skips))
-        kernels = kernels or SlowKernels(*evaluate(self.slow_nets()))
+        kernels = kernels or SlowKernels(*generate_kernels(self.slow_nets()))
         if self.implementation != "reference":
             return self.dropout(self._fused(x, skips, kernels), rngs=rngs)
 

@@ -1,4 +1,4 @@
-"""The four slow networks: where the kernels of the fast network come from.
+"""The four slow networks, which generate the kernels of the fast network.
 
 | | axes | size | channels | depends on the input |
 |---|---|---|---|---|
@@ -25,7 +25,7 @@ from terminator_jax.ops.standardize import AxisName, across
 
 
 class GlobalSlowNet(MAGNet):
-    """A hyper-kernel as large as the map: `(*size, channels)`.
+    """Generates a hyper-kernel as large as the map: `(*size, channels)`.
 
     Example:
       >>> GlobalSlowNet((8, 8), 12, rngs=nnx.Rngs(0))().shape
@@ -34,7 +34,7 @@ class GlobalSlowNet(MAGNet):
 
 
 class ChannelSlowNet(MAGNet):
-    """A kernel over the channels: `(channels,)`.
+    """Generates a kernel over the channels: `(channels,)`.
 
     Example:
       >>> ChannelSlowNet(12, rngs=nnx.Rngs(0))().shape
@@ -49,7 +49,7 @@ class ChannelSlowNet(MAGNet):
 
 
 class SpatialSlowNet(MAGNet):
-    """A kernel over the positions, shared by the channels: `(*size,)`.
+    """Generates a kernel over the positions, shared by the channels: `(*size,)`.
 
     Example:
       >>> SpatialSlowNet((8, 8), rngs=nnx.Rngs(0))().shape
@@ -64,10 +64,10 @@ class SpatialSlowNet(MAGNet):
 
 
 class LocalSlowNets(nnx.Module):
-    """Small kernels that depend on the batch: several networks of one shape, evaluated together.
+    """Generates small kernels that depend on the batch, by several networks of one shape.
 
-    Every kernel is computed at the centre of the largest one's grid, zero around it, so that
-    all of them are one array and can serve one depthwise convolution.
+    The networks are evaluated together. Every kernel is padded with zeros to the size of the
+    largest. So all kernels are one array, for one depthwise convolution.
 
     Example:
       >>> nets = LocalSlowNets((3, 9), 12, rngs=nnx.Rngs(0))
@@ -82,17 +82,17 @@ class LocalSlowNets(nnx.Module):
       hidden: width of the networks.
       layers: L, the number of hidden layers.
       omega0: frequency scale of the sine filters.
-      causal: for sequences: the kernels depend on the first position alone, the only one that no
-        result may come before.
+      causal: for sequences: whether the kernels depend on the first position only, so that no
+        result depends on a later position.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any: the kernels depend on the
         mean over the whole batch.
-      use_running_average: whether kernels are made from the averages of training rather than from
+      use_running_average: whether kernels depend on the running averages of training instead of
         the batch; `train()` and `eval()` set it.
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: for even sizes, or when called with other maps than it was built for.
+      ValueError: for even sizes; when called, for maps of other shapes.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
     Interaction", 2024; the normalization's constants are those of its public release.
@@ -152,18 +152,19 @@ class LocalSlowNets(nnx.Module):
         )
 
     def __call__(self, sources: Sequence[jax.Array]) -> jax.Array:
-        """Kernels `(K, …, K, number, channels)` from one map `(batch, *spatial, channels)` each.
+        """Returns kernels `(K, …, K, number, channels)`, where K is the largest size.
 
-        K is the largest size.
+        Args:
+          sources: one map `(batch, *spatial, channels)` for each kernel.
         """
         self._check(sources)
         return self.from_mean([jnp.mean(x, axis=0) for x in sources])
 
     def from_mean(self, means: Sequence[jax.Array]) -> jax.Array:
-        """Kernels from the maps' means over the (local) batch, `(*spatial, channels)` each."""
+        """Returns the kernels for means over the (local) batch, `(*spatial, channels)`."""
         if self.causal:
             means = [mean[:1] for mean in means]
-        grids, inside, index = _canvas(self.sizes, self.ndim)
+        grids, inside, index = _padded_grids(self.sizes, self.ndim)
         [pooled] = track(
             self.averages,
             lambda: (across(self._pool(means), self.axis_name),),
@@ -182,17 +183,17 @@ class LocalSlowNets(nnx.Module):
         kernels = jax.vmap(magnet.context_magnet)(
             net, mix, jnp.asarray(grids, pooled.dtype), pooled, jnp.asarray(inside, pooled.dtype)
         )
-        canvas = (max(self.sizes),) * self.ndim
-        return jnp.moveaxis(kernels, 0, 1).reshape(*canvas, len(self.sizes), self.channels)
+        size = (max(self.sizes),) * self.ndim
+        return jnp.moveaxis(kernels, 0, 1).reshape(*size, len(self.sizes), self.channels)
 
     def crop(self, kernels: jax.Array, n: int) -> jax.Array:
-        """The n-th kernel at its own size, `(size, …, size, channels)`."""
+        """Crops the n-th kernel to its own size, `(size, …, size, channels)`."""
         margin = (max(self.sizes) - self.sizes[n]) // 2
         own = slice(margin, margin + self.sizes[n])
         return kernels[(own,) * self.ndim][..., n, :]
 
     def _pool(self, means: Sequence[jax.Array]) -> jax.Array:
-        """`(number, positions, channels)`: every mean, pooled to its kernel's size."""
+        """Pools every mean to its kernel's size: `(number, positions, channels)`."""
         dtype = at_least_float32(self.weight.dtype)
         maps = jnp.stack([mean.astype(dtype) for mean in means])
         pooled = pooling.adaptive_average_each(maps, self.sizes)
@@ -211,7 +212,7 @@ class LocalSlowNets(nnx.Module):
 
 
 class LocalSlowNet(LocalSlowNets):
-    """One small kernel that depends on the batch: `(size, …, size, channels)`.
+    """Generates one small kernel that depends on the batch: `(size, …, size, channels)`.
 
     Example:
       >>> net = LocalSlowNet(5, 12, rngs=nnx.Rngs(0))
@@ -226,12 +227,12 @@ class LocalSlowNet(LocalSlowNets):
         return super().__call__((x,))[..., 0, :]
 
 
-def _canvas(sizes: Sequence[int], ndim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The largest kernel's grid, for each kernel: coordinates, inside or not, and flat indices.
+def _padded_grids(sizes: Sequence[int], ndim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pads the grid of every kernel to the size of the largest.
 
     Returns:
-      `(number, positions, ndim)` coordinates, -1 to 1 across each kernel; `(number, positions)`
-      marks; and the flat index into these of every position of one kernel after the other.
+      The coordinates `(number, positions, ndim)`, -1 to 1 across each kernel. A mask `(number,
+      positions)`, 1 for the positions of the kernel itself. The flat indices of the ones.
     """
     largest = max(sizes)
     offset = np.arange(largest) - largest // 2

@@ -1,4 +1,4 @@
-"""Any slow network joined to any fast function: the place for a generator of your own."""
+"""A layer that joins any slow network to any fast function."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from terminator_jax.ops import coordinates
 
 
 class SlowFast(nnx.Module):
-    """`fast(K, *inputs)`: `slow` makes the kernel K from the coordinates of its positions.
+    """Computes `fast(K, *inputs)` with a kernel K that `slow` generates from coordinates.
 
     Example:
       >>> from terminator_jax.ops import fft_conv
@@ -26,18 +26,19 @@ class SlowFast(nnx.Module):
       >>> layer.kernel().shape, layer.kernel((9, 9)).shape
       ((5, 5, 12), (9, 9, 12))
 
-    Modules given as `slow` or `fast` are submodules: their parameters are among the layer's.
+    Modules given as `slow` or `fast` become submodules.
 
     Args:
       slow: maps coordinates `(positions, d)` to values `(positions, features)`; the coordinates are
         those of `terminator_jax.ops.grid`, row-major, -1 to 1 along each of the d axes.
-      fast: called with the kernel `(*size, features)` and what the layer is called with.
+      fast: a function of the kernel `(*size, features)` and of the layer's inputs.
       size: positions of the kernel per axis.
       dtype: dtype of the coordinates, float32 or wider: sines of large phases need it.
 
     Raises:
-      TypeError: for what cannot be called, or would hide the parameters of a module.
-      ValueError: when called, for a narrower dtype, or if `slow` gives other than one row of values
+      TypeError: if `slow` or `fast` is not callable, or hides the parameters of a module, as a
+        bound method or a `functools.partial` does.
+      ValueError: when called, for a narrower dtype, or if `slow` does not return one row of values
         for each position.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
@@ -58,19 +59,21 @@ class SlowFast(nnx.Module):
         self.size, self.dtype = tuple(size), dtype
 
     def __call__(self, *inputs, size: tuple[int, ...] | None = None, **options) -> Any:
-        """`fast(kernel, *inputs, **options)`, with a kernel of another size if one is given."""
+        """Returns `fast(kernel, *inputs, **options)`; `size` sets another size of the kernel."""
         return self.fast(self.kernel(size), *inputs, **options)
 
     def kernel(self, size: tuple[int, ...] | None = None) -> jax.Array:
-        """The kernel, `(*size, features)`; of the layer's own size by default."""
-        return generate(self.slow, self.size if size is None else size, self.dtype)
+        """Generates the kernel, `(*size, features)`, by default of the layer's own size."""
+        return kernel_from_coordinates(self.slow, self.size if size is None else size, self.dtype)
 
 
-def generate(slow: Callable[[jax.Array], jax.Array], size: tuple[int, ...], dtype) -> jax.Array:
-    """The kernel `(*size, features)` that `slow` makes from the coordinates of a grid.
+def kernel_from_coordinates(
+    slow: Callable[[jax.Array], jax.Array], size: tuple[int, ...], dtype
+) -> jax.Array:
+    """Generates a kernel `(*size, features)` by calling `slow` with the coordinates of a grid.
 
     Example:
-      >>> generate(lambda c: c * c, (3, 2), jnp.float32)[..., 0].tolist()
+      >>> kernel_from_coordinates(lambda c: c * c, (3, 2), jnp.float32)[..., 0].tolist()
       [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
     """
     if jnp.finfo(dtype).bits < 32:
@@ -88,7 +91,7 @@ def generate(slow: Callable[[jax.Array], jax.Array], size: tuple[int, ...], dtyp
 def _check_callable(name: str, function: Any) -> None:
     if not callable(function):
         raise TypeError(f"{name} must be callable, got {type(function).__name__}")
-    # NNX does not look into these for submodules.
+    # NNX finds no submodules in a bound method or a partial.
     inner = function.func if isinstance(function, functools.partial) else function
     owner = getattr(inner, "__self__", inner)
     if owner is not function and isinstance(owner, nnx.Module):

@@ -1,6 +1,6 @@
-"""Iterative parallel decoding: a grid is filled in all directions at once, in a few rounds.
+"""Iterative parallel decoding: fills a grid of tokens in a few rounds.
 
-Each round predicts every hidden token, draws one for each, and keeps those it is surest of.
+Each round predicts every hidden token, draws one for each, and keeps the most confident draws.
 """
 
 import functools
@@ -12,23 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def schedule(hidden: int, rounds: int) -> list[int]:
-    """How many tokens remain hidden after each round: along a cosine, at least one less each time.
+def cosine_schedule(hidden: int, rounds: int) -> list[int]:
+    """Computes how many tokens remain hidden after each round, along a cosine.
+
+    Every round fills at least one token.
 
     Example:
-      >>> schedule(100, 5)
+      >>> cosine_schedule(100, 5)
       [95, 80, 58, 30, 0]
-      >>> schedule(3, 5)
+      >>> cosine_schedule(3, 5)
       [2, 1, 0]
     """
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
-    left, remaining = [], hidden
+    counts, remaining = [], hidden
     for n in range(1, rounds + 1):
         wanted = 0 if n == rounds else math.floor(hidden * math.cos(math.pi / 2 * n / rounds))
         remaining = max(0, min(wanted, remaining - 1))
-        left.append(remaining)
-    return left[: left.index(0) + 1]
+        counts.append(remaining)
+    return counts[: counts.index(0) + 1]
 
 
 def decode(
@@ -42,18 +44,18 @@ def decode(
     top_k: int = 0,
     key: jax.Array,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Fills grids: gives tokens and what is still hidden, after each round.
+    """Fills grids, and yields the tokens and the mask of hidden tokens after each round.
 
     Args:
       predict: tokens `(batch, rows, columns)` to logits `(batch, rows, columns, vocabulary)`.
-      tokens: integers, `(batch, rows, columns)`; what is not hidden is kept.
-      hidden: bool, of the same shape, as many True in each sample.
-      mask_token: what `predict` is given where a token is hidden.
-      rounds: how many; fewer where there are fewer tokens to fill in.
-      temperature: of the draws and of the noise on the order; at 0 each round takes the likeliest
-        tokens and keeps the surest.
-      top_k: draws among so many of the likeliest tokens, 0 for all.
-      key: the source of the draws.
+      tokens: integers, `(batch, rows, columns)`; tokens that are not hidden stay as they are.
+      hidden: bool, of the same shape, with the same number of True in each sample.
+      mask_token: the token that stands for every hidden token.
+      rounds: number of rounds; at most one for each hidden token.
+      temperature: temperature of the draws, and of the noise on their confidence. At 0, each round
+        takes the most likely tokens and keeps the most confident.
+      top_k: draws from the k most likely tokens; 0 for all.
+      key: random key.
 
     Raises:
       ValueError: for arrays that do not fit each other, or values out of range.
@@ -64,18 +66,18 @@ def decode(
       >>> favourite = lambda tokens: jax.nn.one_hot(jnp.full(tokens.shape, 7), 10)
       >>> grid, hidden = jnp.zeros((1, 2, 3), int), jnp.ones((1, 2, 3), bool).at[0, 0, 0].set(False)
       >>> options = dict(mask_token=10, rounds=2, temperature=0.0, key=jax.random.key(0))
-      >>> for filled, left in decode(favourite, grid, hidden, **options):
-      ...     print(filled.tolist(), int(left.sum()))
+      >>> for filled, hidden in decode(favourite, grid, hidden, **options):
+      ...     print(filled.tolist(), int(hidden.sum()))
       [[[0, 10, 10], [10, 7, 7]]] 3
       [[[0, 7, 7], [7, 7, 7]]] 0
     """
-    left = schedule(_check(tokens, hidden, temperature, top_k), rounds)
+    counts = cosine_schedule(_check(tokens, hidden, temperature, top_k), rounds)
     tokens = jnp.where(hidden, mask_token, tokens)
 
     def results(tokens, hidden):
-        for n, remaining in enumerate(left):
-            noise = temperature * (1 - (n + 1) / len(left))
-            tokens, hidden = fill(
+        for n, remaining in enumerate(counts):
+            noise = temperature * (1 - (n + 1) / len(counts))
+            tokens, hidden = decode_step(
                 predict(tokens), tokens, hidden, remaining, jax.random.fold_in(key, n), noise,
                 temperature, top_k=top_k, mask_token=mask_token,
             )  # fmt: skip
@@ -85,7 +87,7 @@ def decode(
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "mask_token"))
-def fill(
+def decode_step(
     logits: jax.Array,
     tokens: jax.Array,
     hidden: jax.Array,
@@ -97,21 +99,21 @@ def fill(
     top_k: int,
     mask_token: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """One round: tokens for all hidden positions but the `remaining` that it is least sure of.
+    """Runs one round: draws all hidden tokens, and hides the `remaining` least confident again.
 
     Args:
       logits: `(batch, rows, columns, vocabulary)`.
       tokens: `(batch, rows, columns)`.
       hidden: bool, of the same shape.
-      remaining: how many positions of each sample stay hidden.
-      key: the source of the draws.
-      noise: of the order: Gumbel noise times this is added to the logarithm of each probability.
-      temperature: of the draws; at 0 the likeliest.
-      top_k: draws among so many of the likeliest tokens, 0 for all.
-      mask_token: what stands where a token stays hidden.
+      remaining: number of positions of each sample that stay hidden.
+      key: random key.
+      noise: scale of the Gumbel noise that is added to the log-probability of each draw.
+      temperature: temperature of the draws; at 0 the most likely token.
+      top_k: draws from the k most likely tokens; 0 for all.
+      mask_token: the token that stands for every hidden token.
 
     Returns:
-      Tokens and what is hidden now.
+      The tokens and the mask of those still hidden.
     """
     token_key, order_key = jax.random.split(key)
     if top_k:
@@ -119,17 +121,17 @@ def fill(
         logits = jnp.where(logits < least, -jnp.inf, logits)
     drawn = logits + temperature * jax.random.gumbel(token_key, logits.shape, logits.dtype)
     drawn = jnp.argmax(drawn, axis=-1)
-    sure = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)[..., 0]
-    sure += noise * jax.random.gumbel(order_key, sure.shape, sure.dtype)
-    flat = jnp.where(hidden, sure, jnp.inf).reshape(len(tokens), -1)
-    place = jnp.argsort(jnp.argsort(flat, axis=-1), axis=-1).reshape(tokens.shape)
-    stays = place < remaining
+    confidence = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)[..., 0]
+    confidence += noise * jax.random.gumbel(order_key, confidence.shape, confidence.dtype)
+    flat = jnp.where(hidden, confidence, jnp.inf).reshape(len(tokens), -1)
+    rank = jnp.argsort(jnp.argsort(flat, axis=-1), axis=-1).reshape(tokens.shape)
+    still_hidden = rank < remaining
     filled = jnp.where(hidden, drawn.astype(tokens.dtype), tokens)
-    return jnp.where(stays, mask_token, filled), stays
+    return jnp.where(still_hidden, mask_token, filled), still_hidden
 
 
 def _check(tokens: jax.Array, hidden: jax.Array, temperature: float, top_k: int) -> int:
-    """How many tokens of each sample are hidden; raises ValueError if that cannot be filled."""
+    """Returns the number of hidden tokens of each sample; raises ValueError for bad arguments."""
     if tokens.ndim != 3 or hidden.shape != tokens.shape or hidden.dtype != bool:
         raise ValueError(
             "expected tokens (batch, rows, columns) and hidden, bool of the same shape, got"

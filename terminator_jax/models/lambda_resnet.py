@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.batch_norm import batch_norm
-from terminator_jax.layers.initializers import kaiming
+from terminator_jax.layers.initializers import kaiming_normal
 from terminator_jax.layers.lambda_layer import LambdaLayer
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.models.fields import ALL_POSITIVE, POSITIVE, Rule, check_fields
@@ -20,7 +20,7 @@ from terminator_jax.ops.standardize import AxisName
 
 @dataclasses.dataclass(frozen=True)
 class LambdaResNetConfig:
-    """Everything that shapes a LambdaResNet.
+    """Configures a LambdaResNet.
 
     Variants for pictures of ImageNet's size are `lambda26()` and `lambda50()`, for smaller ones
     `cifar()`, `mnist()` and `digits()`. `plain_cifar()`, `plain_mnist()` and `plain_digits()` are
@@ -32,15 +32,15 @@ class LambdaResNetConfig:
       num_classes: number of logits.
       blocks: bottlenecks of each stage.
       widths: channels inside the bottlenecks of each stage.
-      strides: by how much each stage's first bottleneck makes the map smaller.
+      strides: stride of each stage's first bottleneck.
       lambda_stages: the stages, from 0, whose bottlenecks have a lambda layer in place of the
         3×3 convolution.
-      expansion: a bottleneck's output has so many times its width.
-      stem_width: channels of the convolution before the first stage.
-      stem_kernel: its size.
-      stem_stride: its stride.
-      stem_pool: whether a maximum over 3×3 with stride 2 follows it.
-      window: positions per axis that lambda layers meet; 0 for all.
+      expansion: output channels of a bottleneck, as a multiple of its width.
+      stem_width: channels of the convolution before the first stage, the stem.
+      stem_kernel: kernel size of the stem.
+      stem_stride: stride of the stem.
+      stem_pool: whether a 3×3 max pooling with stride 2 follows the stem.
+      window: positions per axis of a lambda layer's context; 0 for the whole map.
       heads: queries of each position, see `LambdaLayer`; they divide the widths.
       keys: channels of a key.
       depth: keys and values of each position.
@@ -84,13 +84,13 @@ class LambdaResNetConfig:
 
     @property
     def stage_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Positions of each stage's output."""
+        """The `(rows, columns)` of each stage's output."""
         before = self.stem_stride * (2 if self.stem_pool else 1)
         strides = itertools.accumulate(self.strides, operator.mul, initial=before)
         return tuple(tuple(-(-n // s) for n in self.size) for s in list(strides)[1:])
 
     def scope(self, stage: int) -> dict[str, tuple[int, ...]]:
-        """The context of the lambda layers of a stage, as `LambdaLayer` takes it."""
+        """Returns the arguments of `LambdaLayer` for the context of a stage: `size` or `window`."""
         if self.window:
             return dict(window=(self.window, self.window))
         return dict(size=self.stage_sizes[stage])
@@ -148,7 +148,7 @@ RULES = {
     ),
     "window": Rule(lambda value: value == 0 or (value > 0 and value % 2), "0 or an odd number"),
 }
-# Of the variants for small pictures, whose first map is as large as the picture, or half.
+# Fields of the variants for small pictures. The first map is as large as the picture, or half.
 SMALL = dict(num_classes=10, expansion=2, stem_kernel=3, stem_pool=False)
 CIFAR = dict(
     **SMALL, size=(32, 32), blocks=(2, 2, 2), widths=(64, 128, 256), strides=(1, 2, 2),
@@ -165,7 +165,7 @@ DIGITS = dict(
 
 
 class LambdaResNet(nnx.Module):
-    """A classifier of pictures: bottlenecks of convolutions, then of lambda layers.
+    """Classifies pictures with bottlenecks of convolutions, then of lambda layers.
 
     Example:
       >>> def logits(x):
@@ -174,20 +174,20 @@ class LambdaResNet(nnx.Module):
       >>> jax.eval_shape(logits, jnp.ones((4, 8, 8, 1))).shape
       (4, 10)
 
-    It normalizes by the statistics of the batch in training, and by running ones after `eval()`.
+    Normalizations use the statistics of the batch in training, and running averages after `eval()`.
 
     Args:
-      config: the shape of the network.
+      config: the configuration of the network.
       dtype: dtype of the computation, e.g. `jnp.bfloat16`; statistics and logits stay in float32 or
         wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split.
-      remat: whether gradients compute what lies inside a bottleneck again instead of keeping it,
+      remat: whether gradients recompute the inside of a bottleneck instead of keeping it in memory,
         which takes less memory and more time.
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: for a configuration that does not fit, or when called with other pictures.
+      ValueError: when called, for pictures of another shape.
       TypeError: when called with pictures that are not of a floating-point type.
 
     Source: Bello, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", 2021; He et
@@ -218,7 +218,7 @@ class LambdaResNet(nnx.Module):
         self.head = pointwise(inputs, config.num_classes, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `(batch, num_classes)` of floating-point pictures `(batch, *size, channels)`."""
+        """Returns logits `(batch, num_classes)` of floating-point `x (batch, *size, channels)`."""
         expected = (*self.config.size, self.config.channels)
         if x.shape[1:] != expected:
             raise ValueError(f"expected pictures (batch, *{expected}), got {x.shape}")
@@ -227,20 +227,20 @@ class LambdaResNet(nnx.Module):
         y = jax.nn.relu(self.norm(self.stem(x)))
         if self.config.stem_pool:
             y = nnx.max_pool(y, (3, 3), (2, 2), padding="SAME")
-        run = nnx.remat(_run) if self.remat else _run
+        apply = nnx.remat(_apply_block) if self.remat else _apply_block
         for block in self.blocks:
-            y = run(block, y)
+            y = apply(block, y)
         return self.head(jnp.mean(y, (1, 2), dtype=at_least_float32(y.dtype)))
 
 
 class Bottleneck(nnx.Module):
-    """`relu(x + expand(context(reduce(x))))`, the context a 3×3 convolution or a lambda layer.
+    """Computes `relu(x + expand(context(reduce(x))))`; the context is a 3×3 convolution or lambdas.
 
     Args:
-      config: the network's.
-      stage: which of its stages this belongs to.
+      config: the configuration of the network.
+      stage: the index of the block's stage.
       inputs: channels of the input; the output has `outputs`.
-      stride: by how much the map becomes smaller, before a lambda layer by means.
+      stride: the stride of the convolution, or of the average pooling before a lambda layer.
       axis_name: the mapped axis over which the batch is split, if any.
       kwargs: `dtype`, `param_dtype` and `rngs`.
     """
@@ -269,14 +269,14 @@ class Bottleneck(nnx.Module):
             self.context = _conv(width, width, 3, stride, **kwargs)
         self.context_norm = norm(width)
         self.expand = linear(width, self.outputs)
-        # A block so begins as the identity.
+        # With a zero scale the block starts as the identity.
         self.expand_norm = norm(self.outputs, scale_init=nnx.initializers.zeros)
         self.has_shortcut = stride > 1 or inputs != self.outputs
         if self.has_shortcut:
             self.shortcut, self.shortcut_norm = linear(inputs, self.outputs), norm(self.outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, rows, columns, inputs)` to `(batch, rows/stride, columns/stride, outputs)`."""
+        """Maps `(batch, *size, inputs)` to `(batch, *size / stride, outputs)`."""
         y = jax.nn.relu(self.reduce_norm(self.reduce(x)))
         if isinstance(self.context, LambdaLayer):
             y = _mean_pool(y, self.stride)
@@ -287,18 +287,24 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(x + y)
 
 
-def _run(block: Bottleneck, x: jax.Array) -> jax.Array:
+def _apply_block(block: Bottleneck, x: jax.Array) -> jax.Array:
     return block(x)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int, **kwargs) -> nnx.Conv:
     return nnx.Conv(
-        inputs, outputs, (kernel, kernel), stride, use_bias=False, kernel_init=kaiming, **kwargs
+        inputs,
+        outputs,
+        (kernel, kernel),
+        stride,
+        use_bias=False,
+        kernel_init=kaiming_normal,
+        **kwargs,
     )
 
 
 def _mean_pool(x: jax.Array, stride: int) -> jax.Array:
-    """Means over squares; at the end of an odd side, over what there is."""
+    """Averages squares of `stride` positions; padding at the end of a side does not count."""
     if stride == 1:
         return x
     window = (stride, stride)

@@ -1,7 +1,7 @@
-"""The non-linear transformer: tokens on a two-dimensional grid, each seeing those around it.
+"""The non-linear transformer: a masked language model of tokens on a two-dimensional grid.
 
-It is not read in one direction: a token may be hidden anywhere, and what is predicted for it
-depends on what surrounds it on all sides. `terminator_jax.models.decoding` fills grids with it.
+A masked token may stand anywhere. Its prediction depends on the tokens on all sides of it.
+`terminator_jax.models.decoding` fills grids with the model's predictions.
 """
 
 import dataclasses
@@ -21,19 +21,21 @@ from terminator_jax.ops.standardize import AxisName
 
 @dataclasses.dataclass(frozen=True)
 class NonLinearTransformerConfig:
-    """The shape of a non-linear transformer; it has no grid of its own and takes any.
+    """Configures a non-linear transformer, which takes grids of any size.
 
     Attributes:
-      vocabulary: tokens are in `[0, vocabulary)`; the next one stands for what is hidden.
-      channels: of each position.
-      layers: blocks.
-      heads: of each attention.
-      window: how many rows and columns away a local block sees.
-      global_every: every so many blocks, the last of them sees the whole grid; 0 for none.
-      factor: the width of a block's MLP in channels.
-      project: whether queries, keys, values and results of attention are linear maps.
-      turn: whether queries and keys turn with their position; nothing else tells where they are.
-      shared_norm: whether a block normalizes before attention and before its MLP with one scale.
+      vocabulary: tokens are in `[0, vocabulary)`; the number `vocabulary` is the mask token.
+      channels: channels of each position.
+      layers: number of blocks.
+      heads: attention heads of each block.
+      window: the largest distance in rows and in columns that a local block attends to.
+      global_every: every block whose number, from 1, is a multiple of this attends to the whole
+        grid; 0 for none.
+      factor: hidden units of a block's MLP, as a multiple of the channels.
+      project: whether queries, keys, values and results of attention are linear projections.
+      turn: whether to apply the 2-D rotary embedding to queries and keys. The model has no other
+        position embedding.
+      shared_norm: whether a block's two normalizations share one scale.
     """
 
     vocabulary: int = 256
@@ -57,7 +59,7 @@ class NonLinearTransformerConfig:
 
     @property
     def mask_token(self) -> int:
-        """What stands in a grid where a token is hidden."""
+        """The token that stands in a grid for every masked token."""
         return self.vocabulary
 
     @property
@@ -68,7 +70,7 @@ class NonLinearTransformerConfig:
 
     @classmethod
     def shakespeare(cls, **overrides) -> "NonLinearTransformerConfig":
-        """Four blocks of 96 channels, the last of which sees the whole grid."""
+        """Four blocks of 96 channels, the last of which attends to the whole grid."""
         small = dict(channels=96, layers=4, heads=6, window=3, global_every=4)
         return cls(**{**small, **overrides})
 
@@ -79,7 +81,7 @@ class NonLinearTransformerConfig:
 
     @classmethod
     def public(cls, **overrides) -> "NonLinearTransformerConfig":
-        """With the blocks of the public `nonlinear-transformer`."""
+        """Configures the blocks of the public `nonlinear-transformer`."""
         plain = dict(heads=1, project=False, turn=False, shared_norm=True, global_every=0)
         return cls(**{**plain, **overrides})
 
@@ -91,7 +93,7 @@ RULES = {
 
 
 class NonLinearBlock(nnx.Module):
-    """`y = x + attention(norm x)`, then `y + MLP(norm y)`; norms have a scale and no shift.
+    """Computes `y = x + attention(norm x)`, then `y + MLP(norm y)`; norms have a scale and no bias.
 
     Example:
       >>> config = NonLinearTransformerConfig.tiny(channels=16)
@@ -100,8 +102,8 @@ class NonLinearBlock(nnx.Module):
       (2, 4, 6, 16)
 
     Args:
-      config: the shape of the model.
-      window: of this block; None for the whole grid.
+      config: the configuration of the model.
+      window: the window of this block; None for the whole grid.
       dtype: dtype of the computation; statistics and weights stay in float32 or wider.
       param_dtype: dtype of the parameters.
       rngs: the source of the initial values.
@@ -116,27 +118,27 @@ class NonLinearBlock(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        kwargs = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         channels = config.channels
-        self.norm = _norm(channels, **kinds)
-        self.mlp_norm = None if config.shared_norm else _norm(channels, **kinds)
+        self.norm = _layer_norm(channels, **kwargs)
+        self.mlp_norm = None if config.shared_norm else _layer_norm(channels, **kwargs)
         self.attention = LocalAttention2D(
-            channels, window, heads=config.heads, project=config.project, turn=config.turn, **kinds
+            channels, window, heads=config.heads, project=config.project, turn=config.turn, **kwargs
         )
         hidden = config.factor * channels
-        self.expand = pointwise(channels, hidden, **kinds)
+        self.expand = pointwise(channels, hidden, **kwargs)
         init = uniform(math.sqrt(3 / hidden / config.layers))
-        self.reduce = nnx.Linear(hidden, channels, kernel_init=init, **kinds)
+        self.reduce = nnx.Linear(hidden, channels, kernel_init=init, **kwargs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """`(batch, rows, columns, channels)` to the same; `mask` as for `LocalAttention2D`."""
+        """Maps `(batch, rows, columns, channels)` to the same; `mask` as for `LocalAttention2D`."""
         x = x + self.attention(self.norm(x), mask)
         norm = self.mlp_norm or self.norm
         return x + self.reduce(gelu(self.expand(norm(x))))
 
 
 class NonLinearTransformer(nnx.Module):
-    """Predicts every token of a grid from those around it that are not hidden.
+    """Predicts every token of a grid from the unmasked tokens around it.
 
     Example:
       >>> config = NonLinearTransformerConfig.tiny(vocabulary=10, channels=16)
@@ -147,16 +149,16 @@ class NonLinearTransformer(nnx.Module):
       (2, 4, 6, 10)
 
     Args:
-      config: the shape of the model.
+      config: the configuration of the model.
       dtype: dtype of the computation; statistics, weights of attention and logits stay in float32
         or wider.
       param_dtype: dtype of the parameters.
-      axis_name: taken for the sake of the other models: no sample depends on another.
-      remat: whether gradients compute what lies inside a block again instead of keeping it.
+      axis_name: not used; all models take it. No sample depends on another.
+      remat: whether gradients recompute the inside of a block instead of keeping it in memory.
       rngs: the source of the initial values.
 
-    Source: the public `nonlinear-transformer` (HeptaPod), whose text promises what its code lacks:
-    heads with projections, rotary embedding in two dimensions, global layers beside local ones.
+    Source: the public `nonlinear-transformer` (HeptaPod). Its text describes heads with
+    projections, a rotary embedding in two dimensions and global layers; its code has none of them.
     """
 
     def __init__(
@@ -171,22 +173,24 @@ class NonLinearTransformer(nnx.Module):
     ):
         del axis_name
         self.config, self.dtype, self.remat = config, dtype, remat
-        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        kwargs = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         shape = (config.vocabulary + 1, config.channels)
         self.embedding = nnx.Param(uniform(math.sqrt(3))(rngs.params(), shape, param_dtype))
-        self.blocks = nnx.List(NonLinearBlock(config, window, **kinds) for window in config.windows)
-        self.norm = _norm(config.channels, **kinds)
+        self.blocks = nnx.List(
+            NonLinearBlock(config, window, **kwargs) for window in config.windows
+        )
+        self.norm = _layer_norm(config.channels, **kwargs)
         self.head = nnx.Linear(
             config.channels, config.vocabulary, param_dtype=param_dtype, rngs=rngs,
             kernel_init=uniform(0.1 / math.sqrt(config.channels)),
         )  # fmt: skip
 
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Logits `(batch, rows, columns, vocabulary)`.
+        """Returns logits `(batch, rows, columns, vocabulary)`.
 
         Args:
-          tokens: integers, `(batch, rows, columns)`, `config.mask_token` where one is hidden.
-          mask: bool, `(batch, rows, columns)`, False where a grid is only filled up.
+          tokens: integers, `(batch, rows, columns)`, `config.mask_token` for a masked token.
+          mask: bool, `(batch, rows, columns)`, False for padding.
 
         Raises:
           ValueError: for arrays of other shapes.
@@ -198,15 +202,15 @@ class NonLinearTransformer(nnx.Module):
             raise TypeError(f"expected tokens of integers, got {tokens.dtype}")
         x = jnp.take(self.embedding[...], tokens, axis=0)
         x = x if self.dtype is None else x.astype(self.dtype)
-        run = nnx.remat(_run) if self.remat else _run
+        apply = nnx.remat(_apply_block) if self.remat else _apply_block
         for block in self.blocks:
-            x = run(block, x, mask)
+            x = apply(block, x, mask)
         return self.head(self.norm(x).astype(at_least_float32(x.dtype)))
 
 
-def _norm(channels: int, **kinds) -> nnx.LayerNorm:
-    return nnx.LayerNorm(channels, epsilon=1e-5, use_bias=False, use_fast_variance=False, **kinds)
+def _layer_norm(channels: int, **kwargs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(channels, epsilon=1e-5, use_bias=False, use_fast_variance=False, **kwargs)
 
 
-def _run(block: NonLinearBlock, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _apply_block(block: NonLinearBlock, x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return block(x, mask)

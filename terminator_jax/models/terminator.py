@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.local import LocalBranch
-from terminator_jax.layers.magnet import OMEGA0, evaluate
+from terminator_jax.layers.magnet import OMEGA0, generate_kernels
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.running import running_averages
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
@@ -23,7 +23,7 @@ from terminator_jax.ops.standardize import AxisName
 
 @dataclasses.dataclass(frozen=True)
 class TerminatorConfig:
-    """Everything that shapes a Terminator.
+    """Configures a Terminator.
 
     Variants for pictures are `cifar()`, `mnist()` and `digits()`, those for the same pictures as
     sequences of pixels `scifar()`, `smnist()` and `sdigits()`.
@@ -36,9 +36,9 @@ class TerminatorConfig:
       skips: for each block, the earlier blocks whose output it also reads.
       dropout: channel dropout of each block.
       branches: the local branches of every block.
-      operator: how the hyper-kernel meets a map: `dot`, `product` or `convolution`.
-      operator_scale: what the operator's results are multiplied with; `resized` sets it.
-      causal: of sequences: no feature depends on a later position (the logits do, on all).
+      operator: the operation of the hyper-kernel with a map: `dot`, `product` or `convolution`.
+      operator_scale: a factor on the operator's results; `resized` sets it.
+      causal: for sequences: no feature depends on a later position. The logits depend on all.
       groups: groups of the standardization after each bottleneck; they divide each block's output.
       global_layers: depth of each block's global slow network. The other fields size the slow
         networks alike in all blocks, see `SlowWidths`.
@@ -147,7 +147,7 @@ RULES = {
         POSITIVE,
     ),
 }
-# Of the variants for small grey pictures, and for long sequences of their pixels.
+# Fields of the variants for small grey pictures, and for sequences of their pixels.
 NARROW = dict(global_hidden=32, local_hidden=16, channel_hidden=16, interaction_spatial_hidden=32)
 THREE_BLOCKS = dict(
     channels=1,
@@ -167,21 +167,21 @@ FOUR_BLOCKS = dict(
 
 
 class Intermediates(NamedTuple):
-    """`hyper_kernels`: `(*size, C)` per block; `features`: `(batch, *size, λC)` per block."""
+    """Holds `hyper_kernels`, `(*size, C)` a block, and `features`, `(batch, *size, λC)` a block."""
 
     hyper_kernels: list[jax.Array]
     features: list[jax.Array]
 
 
 class Resized(NamedTuple):
-    """`model`: at its new size; `changes`: what is not as it was, a line each."""
+    """Holds the `model` at its new size, and `changes`: one line for each thing that changed."""
 
     model: "Terminator"
     changes: tuple[str, ...]
 
 
 class Terminator(nnx.Module):
-    """A classifier of slow-fast blocks.
+    """Classifies pictures or sequences with slow-fast blocks.
 
     Example:
       >>> def logits(x):
@@ -190,19 +190,19 @@ class Terminator(nnx.Module):
       >>> jax.eval_shape(logits, jnp.ones((4, 8, 8, 1))).shape
       (4, 10)
 
-    After `train()`, which is how it begins, batch statistics and local kernels are those of the
-    batch, as in the release, and their averages are kept. After `eval()` the averages are used, so
-    that a sample's logits do not depend on the batch it is in.
+    In training mode, the initial one, standardizations and local kernels use the batch, as in the
+    release, and update their running averages. After `eval()` they use the averages. Then a
+    sample's logits do not depend on the rest of its batch.
 
     Args:
-      config: the shape of the network.
+      config: the configuration of the network.
       dtype: dtype of the computation, e.g. `jnp.bfloat16`; statistics, kernels and logits stay in
         float32 or wider.
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split.
-      remat: whether gradients compute what lies inside a block again instead of keeping it, which
-        takes less memory and more time.
-      implementation: of the blocks, see `SFNEBlock`.
+      remat: whether gradients recompute the inside of a block instead of keeping it in memory,
+        which takes less memory and more time.
+      implementation: the implementation of the blocks, see `SFNEBlock`.
       rngs: the source of the initial values.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
@@ -244,11 +244,11 @@ class Terminator(nnx.Module):
     def __call__(
         self, x: jax.Array, *, rngs: nnx.Rngs | None = None, intermediates: bool = False
     ) -> jax.Array | tuple[jax.Array, Intermediates]:
-        """Logits `(batch, num_classes)` of `x (batch, *size, channels)`.
+        """Returns the logits `(batch, num_classes)` of `x (batch, *size, channels)`.
 
         Args:
           x: floating-point pictures or sequences.
-          rngs: with a `dropout` stream, for training; without it nothing is dropped.
+          rngs: random keys with a `dropout` stream, for training; without them nothing is dropped.
           intermediates: whether to return `(logits, Intermediates)`.
 
         Raises:
@@ -258,7 +258,7 @@ class Terminator(nnx.Module):
         self._check(x)
         kernels = self._slow_kernels()
         features: list[jax.Array] = []
-        apply = nnx.remat(_apply) if self.remat else _apply
+        apply = nnx.remat(_apply_block) if self.remat else _apply_block
         for block, kernel, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
             x = apply(block, x, [features[j] for j in earlier], kernel, rngs)
             features.append(x)
@@ -269,19 +269,19 @@ class Terminator(nnx.Module):
         return logits, Intermediates([k.hyper for k in kernels], features)
 
     def resized(self, size: tuple[int, ...]) -> "Resized":
-        """The same network on a finer or coarser grid, with what had to change.
+        """Returns the same network on a finer or coarser grid, with a list of changes.
 
-        A hyper-kernel is a function of coordinates, and so has a value wherever one is asked for.
-        Tables with one value per position are interpolated, and the operator's results scaled, for
-        they sum over more positions or fewer. How much of its accuracy a network keeps depends on
-        `omega0`: at 2000, the published value, kernels vary faster than the grid can follow, and
-        another grid sees other kernels.
+        A hyper-kernel is a function of coordinates, so it is evaluated on the new grid. Tables with
+        one value per position are interpolated. The operator's results are scaled, because they sum
+        over more or fewer positions. The accuracy that remains depends on `omega0`. At 2000, the
+        published value, a kernel varies faster than the grid resolves, and a new grid gives
+        different kernels.
 
         Args:
           size: positions per axis.
 
         Raises:
-          ValueError: for another number of axes, or sides that differ where the operator is `dot`.
+          ValueError: for another number of axes, or sides that differ with the operator `dot`.
 
         Example:
           >>> def larger():
@@ -293,10 +293,14 @@ class Terminator(nnx.Module):
         if len(size) != len(old.size):
             raise ValueError(f"size must have {len(old.size)} axes like {old.size}, got {size}")
         check_operator(old.operator, size, old.causal)
-        # Over how many positions each result is a sum.
-        summed = {"dot": lambda s: s[-1], "convolution": math.prod, "product": lambda s: 1}
-        count = summed[old.operator]
-        scale = old.operator_scale * count(old.size) / count(size)
+        # The number of positions that the operator sums over.
+        terms_per_output = {
+            "dot": lambda s: s[-1],
+            "convolution": math.prod,
+            "product": lambda s: 1,
+        }
+        terms = terms_per_output[old.operator]
+        scale = old.operator_scale * terms(old.size) / terms(size)
         config = dataclasses.replace(old, size=size, operator_scale=scale)
         model = nnx.eval_shape(
             lambda: Terminator(
@@ -319,8 +323,10 @@ class Terminator(nnx.Module):
         return Resized(model, tuple(changes))
 
     def _slow_kernels(self) -> list[SlowKernels]:
-        """Returns what the slow networks of every block give, evaluated together."""
-        kernels = iter(evaluate([net for block in self.blocks for net in block.slow_nets()]))
+        """Evaluates the slow networks of all blocks together."""
+        kernels = iter(
+            generate_kernels([net for block in self.blocks for net in block.slow_nets()])
+        )
         return [
             SlowKernels(*itertools.islice(kernels, len(SlowKernels._fields))) for _ in self.blocks
         ]
@@ -358,7 +364,7 @@ class Terminator(nnx.Module):
             raise TypeError(f"expected floating-point pictures, got {x.dtype}: scale them first")
 
 
-def _apply(
+def _apply_block(
     block: SFNEBlock,
     x: jax.Array,
     skips: list[jax.Array],

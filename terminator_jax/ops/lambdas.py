@@ -1,24 +1,24 @@
-"""Lambda layers: the context becomes one linear function per position, which queries meet.
+"""Lambda layers: the context becomes one linear function per position, applied to the queries.
 
-A query is multiplied with a matrix λ `(k, v)`: the content lambda, one for the whole map, plus the
-position lambda, one for each position. The latter is a correlation of the values with a table of
-relative positions,
+Each query is multiplied by a matrix λ `(k, v)`. λ is the sum of the content lambda, one for the
+whole map, and the position lambda, one for each position. The position lambda is a correlation of
+the values with a table of relative positions,
 
     λp[n, k, v] = Σ_{m,u} table[m - n + centre, k, u] values[m, u, v]
 
-with zeros where m lies outside the map. A window of a few positions gives local contexts, one that
-reaches from every position to every other, 2 n - 1 wide on an axis of n, gives global ones.
+with zeros where m lies outside the map. A table of a few positions gives a local context. A table
+of 2 n - 1 positions on an axis of n gives a global context.
 
-    rows   for one row of the map after the other, a product with the table's rows that it meets,
-           each spread out into a matrix from columns to columns
+    rows   one row of the map after the other, by products with Toeplitz matrices of the table's
+           rows
     dft    the correlation as a product of spectra, by transforms that are matrix products
     fft    the same by FFTs
-    auto   `rows` for small maps in large batches, else by spectra
+    auto   `rows` for small maps in large batches, else `fft` on a GPU and `dft` elsewhere
 
-All contract with the queries what they have at once, a row or as many of the keys as are allowed,
-and compute it again for the gradient: of a large batch, the lambdas of all positions never exist
-together. None writes down the table for pairs of positions, of which there are millions; only
-`position_lambdas_reference`, the definition that they are tested against, does.
+Every method computes the lambdas of one row, or of a few keys, multiplies the queries by them and
+drops them. The gradient recomputes them. So the lambdas of all positions are never in memory
+together. The table of all pairs of positions has millions of entries; only
+`position_lambdas_reference`, the definition for the tests, makes it.
 """
 
 import functools
@@ -38,14 +38,14 @@ from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.platform import by_platform
 
 METHODS = ("auto", "rows", "dft", "fft")
-# `auto` takes `rows` for maps of up to so many of them.
-ROWS_UP_TO = 32
-# Of the spectra of lambdas that exist at once; more keys than that follow one another.
+# `auto` takes the method `rows` for maps with at most this many rows.
+MAX_ROWS = 32
+# The largest size of the spectra of lambdas in memory. More keys are processed in chunks.
 SPECTRA_BYTES = 2**24
 
 
 def normalize_keys(keys: jax.Array) -> jax.Array:
-    """Softmax over the positions, in float32 or wider.
+    """Computes the softmax of the keys over the positions, in float32 or wider.
 
     Args:
       keys: `(batch, *spatial, u, k)`.
@@ -60,7 +60,7 @@ def normalize_keys(keys: jax.Array) -> jax.Array:
 
 
 def content_lambdas(keys: jax.Array, values: jax.Array) -> jax.Array:
-    """`λc[k, v] = Σ_{n,u} keys[n, u, k] values[n, u, v]` of each sample, `(batch, k, v)`.
+    """Computes `λc[k, v] = Σ_{n,u} keys[n, u, k] values[n, u, v]` of each sample, `(batch, k, v)`.
 
     Args:
       keys: `(batch, *spatial, u, k)`, normalized.
@@ -71,7 +71,7 @@ def content_lambdas(keys: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def position_lambdas_reference(values: jax.Array, table: jax.Array) -> jax.Array:
-    """The definition: gathers the table for every pair of positions.
+    """Computes the position lambdas by definition: gathers the table for every pair of positions.
 
     Args:
       values: `(batch, *spatial, u, v)`.
@@ -83,8 +83,8 @@ def position_lambdas_reference(values: jax.Array, table: jax.Array) -> jax.Array
     spatial, window = values.shape[1:-2], table.shape[:-2]
     axes = np.indices(spatial).reshape(len(spatial), -1)
     at = axes[:, None] - axes[:, :, None] + np.array(window)[:, None, None] // 2
-    met = ((at >= 0) & (at < np.array(window)[:, None, None])).all(0)
-    pairs = table[tuple(np.where(met, a, 0) for a in at)] * met[..., None, None]
+    inside = ((at >= 0) & (at < np.array(window)[:, None, None])).all(0)
+    pairs = table[tuple(np.where(inside, a, 0) for a in at)] * inside[..., None, None]
     lambdas = jnp.einsum(
         "nmku,bmuv->bnkv", pairs, values.reshape(len(values), -1, *values.shape[-2:])
     )
@@ -98,7 +98,7 @@ def apply_lambdas_reference(
     table: jax.Array,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """`apply_lambdas` with all the lambdas `(batch, *spatial, k, v)` written out."""
+    """Computes `apply_lambdas` from an array of all lambdas, `(batch, *spatial, k, v)`."""
     content = content_lambdas(normalize_keys(keys), values)
     space = tuple(range(1, queries.ndim - 2))
     lambdas = jnp.expand_dims(content, space) + position_lambdas_reference(values, table)
@@ -116,7 +116,7 @@ def apply_lambdas(
     *,
     method: str = "auto",
 ) -> jax.Array:
-    """Every query times the content lambda and the lambda of its position.
+    """Multiplies every query by the content lambda and by the lambda of its position.
 
     Args:
       queries: `(batch, *spatial, heads, k)` with 1 or 2 spatial axes.
@@ -150,60 +150,60 @@ def apply_lambdas(
         content += bias.astype(content.dtype)[None, :, None]
     flat = queries.reshape(queries.shape[0], -1, *queries.shape[-2:])
     by_content = jnp.einsum("bnhk,bkv->bnhv", flat, content.astype(queries.dtype))
-    by_position = meet_position_lambdas(queries, values, table, method=method)
+    by_position = apply_position_lambdas(queries, values, table, method=method)
     return by_content.reshape(by_position.shape) + by_position
 
 
-def meet_position_lambdas(
+def apply_position_lambdas(
     queries: jax.Array, values: jax.Array, table: jax.Array, *, method: str = "auto"
 ) -> jax.Array:
-    """Every query times the lambda of its position, `(batch, *spatial, heads, v)`.
+    """Multiplies every query by the lambda of its position: `(batch, *spatial, heads, v)`.
 
-    Arguments as of `apply_lambdas`.
+    The arguments are those of `apply_lambdas`.
     """
     spatial, dtype = values.shape[1:-2], queries.dtype
     table, values = table.astype(dtype), values.astype(dtype)
     for axis, n in enumerate(spatial):
-        table = _cropped(table, 2 * n - 1, axis)
+        table = _crop_window(table, 2 * n - 1, axis)
     if method == "auto":
-        method = _fastest(values, table)
+        method = _select_method(values, table)
     if method == "rows":
-        return _by_rows(queries, values, table)
+        return _apply_by_rows(queries, values, table)
     if method != "spectra":
-        return _by_spectra(queries, values, table, method).astype(dtype)
+        return _apply_by_spectra(queries, values, table, method).astype(dtype)
     return by_platform(
         lambda platform: "fft" if platform == "gpu" else "dft",
-        lambda name: functools.partial(_by_spectra, method=name),
+        lambda name: functools.partial(_apply_by_spectra, method=name),
         *(queries, values, table),
     ).astype(dtype)
 
 
-def _fastest(values: jax.Array, table: jax.Array) -> str:
+def _select_method(values: jax.Array, table: jax.Array) -> str:
     batch, *spatial, depth, features = values.shape
     batch = 1 if export.is_symbolic_dim(batch) else batch  # a batch of unknown size
-    # The table's rows as matrices must not take more memory than the lambdas that are avoided.
+    # The Toeplitz matrices must not take more memory than all lambdas would.
     rows, columns = min(len(table), 2 * spatial[0] - 1), math.prod(spatial[1:])
     matrices, lambdas = rows * columns**2 * depth, batch * math.prod(spatial) * features
-    if spatial[0] <= ROWS_UP_TO and matrices <= lambdas:
+    if spatial[0] <= MAX_ROWS and matrices <= lambdas:
         return "rows"
     return "spectra"
 
 
-def _by_rows(queries: jax.Array, values: jax.Array, table: jax.Array) -> jax.Array:
-    """A product for each row of the map; the positions of a sequence are rows of one column."""
+def _apply_by_rows(queries: jax.Array, values: jax.Array, table: jax.Array) -> jax.Array:
+    """Computes one row of the map after the other; each position of a sequence is a row."""
     shape = (*queries.shape[:-1], values.shape[-1])
     if queries.ndim == 4:
         queries, values, table = queries[:, :, None], values[:, :, None], table[:, None]
     width = values.shape[2]
-    starts, rows, values, table = _rows_that_meet(values, table)
-    matrices = _matrices(_resized(table, 2 * width - 1, 1), width)
+    starts, rows, values, table = _row_windows(values, table)
+    matrices = _toeplitz(_resize_window(table, 2 * width - 1, 1), width)
     values = jnp.moveaxis(values, -1, 1)
 
     @jax.checkpoint
     def row(values, matrices, starts, queries):
-        across = jax.lax.dynamic_slice_in_dim(matrices, starts[0], rows)
-        met = jax.lax.dynamic_slice_in_dim(values, starts[1], rows, axis=2)
-        lambdas = jnp.einsum("bvrmu,rmunk->bvnk", met, across)
+        matrices = jax.lax.dynamic_slice_in_dim(matrices, starts[0], rows)
+        values = jax.lax.dynamic_slice_in_dim(values, starts[1], rows, axis=2)
+        lambdas = jnp.einsum("bvrmu,rmunk->bvnk", values, matrices)
         return jnp.einsum("bnhk,bvnk->bnhv", queries, lambdas)
 
     out = jax.lax.map(
@@ -212,16 +212,17 @@ def _by_rows(queries: jax.Array, values: jax.Array, table: jax.Array) -> jax.Arr
     return jnp.moveaxis(out, 0, 1).reshape(shape)
 
 
-def _rows_that_meet(
+def _row_windows(
     values: jax.Array, table: jax.Array
 ) -> tuple[np.ndarray, int, jax.Array, jax.Array]:
-    """For each row of the map, from which row on the table and the values meet for it.
+    """Finds the rows of the table and of the values that each row of the map multiplies.
 
-    Either the table slides along the values, and has the rows for that, or the values, with zeros
-    around, slide along the table.
+    A table with fewer rows than the map slides along the values, which are padded with zeros. Any
+    other table is cropped or padded to `2 height - 1` rows, and the values slide along it.
 
     Returns:
-      The starts `(height, 2)` in table and values, how many rows meet, the values and the table.
+      The first rows `(height, 2)` in the table and in the values, the number of rows, the padded
+      values and the table.
     """
     height, window = values.shape[1], len(table)
     row = np.arange(height)
@@ -230,12 +231,15 @@ def _rows_that_meet(
         margins[1] = (window // 2, window // 2)
         return np.stack([0 * row, row], 1), window, jnp.pad(values, margins), table
     starts = np.stack([height - 1 - row, 0 * row], 1)
-    return starts, height, values, _resized(table, 2 * height - 1, 0)
+    return starts, height, values, _resize_window(table, 2 * height - 1, 0)
 
 
-def _matrices(table: jax.Array, width: int) -> jax.Array:
-    """`(rows, 2 width - 1, k, u)` to `(rows, m, u, n, k)`: `table[:, m - n + width - 1]`."""
-    # Rows of width 2 n - 1 cut out of a repeated row of 2 n: each begins one position further on.
+def _toeplitz(table: jax.Array, width: int) -> jax.Array:
+    """Makes Toeplitz matrices `table[:, m - n + width - 1]`, `(rows, m, u, n, k)`.
+
+    The table is `(rows, 2 width - 1, k, u)`.
+    """
+    # A sequence of period 2 width, cut into rows of 2 width - 1, shifts by one from row to row.
     backwards = jnp.transpose(jnp.flip(table, 1), (0, 3, 2, 1))
     row = jnp.pad(backwards, [(0, 0), (0, 0), (0, 0), (0, 1)])
     rows = jnp.tile(row, width)[..., : width * (2 * width - 1)]
@@ -243,17 +247,19 @@ def _matrices(table: jax.Array, width: int) -> jax.Array:
     return jnp.transpose(matrices, (0, 3, 1, 4, 2))
 
 
-def _by_spectra(queries: jax.Array, values: jax.Array, table: jax.Array, method: str) -> jax.Array:
-    """Products of spectra, for as many keys at once as `SPECTRA_BYTES` lets."""
+def _apply_by_spectra(
+    queries: jax.Array, values: jax.Array, table: jax.Array, method: str
+) -> jax.Array:
+    """Multiplies spectra, for as many keys at once as `SPECTRA_BYTES` allows."""
     shape = (*queries.shape[:-1], values.shape[-1])
     batch, *spatial, depth, features = values.shape
     wide = at_least_float32(queries.dtype)
     d = len(spatial)
-    # From here on (…, *spatial), with the maps of the batch side by side.
+    # From here on arrays are (…, *spatial), with batch and features in one axis.
     maps = jnp.moveaxis(values.astype(wide), (-2, -1), (0, 2)).reshape(depth, -1, *spatial)
     table = jnp.moveaxis(jnp.flip(table.astype(wide), range(d)), (-2, -1), (0, 1))
     queries = jnp.moveaxis(queries.astype(wide).reshape(batch, -1, *queries.shape[-2:]), -1, 0)
-    transform = _transform(method, spatial, table.shape[2:])
+    transform = _make_transform(method, spatial, table.shape[2:])
     spectrum = transform.forward(maps, all_positions(maps))
     wanted = [range(t // 2, t // 2 + n) for n, t in zip(spatial, table.shape[2:], strict=True)]
 
@@ -261,19 +267,19 @@ def _by_spectra(queries: jax.Array, values: jax.Array, table: jax.Array, method:
         flat = table.reshape(-1, 1, *table.shape[2:])
         response = transform.forward(flat, all_positions(flat))
         response = Spectrum(*(a.reshape(len(table), depth, *a.shape[2:]) for a in response))
-        lambdas = transform.inverse(_mixed(response, spectrum), wanted)
+        lambdas = transform.inverse(_multiply_spectra(response, spectrum), wanted)
         return jnp.einsum(
             "kbnh,kbvn->bnhv", queries, lambdas.reshape(len(table), batch, features, -1)
         )
 
-    at_once = _keys_at_once(len(table), 2 * maps[0].size * 2**d * jnp.dtype(wide).itemsize)
-    return _summed(part, (queries, table), at_once).reshape(shape)
+    at_once = _keys_per_chunk(len(table), 2 * maps[0].size * 2**d * jnp.dtype(wide).itemsize)
+    return _sum_over_chunks(part, (queries, table), at_once).reshape(shape)
 
 
-def _mixed(response: Spectrum, maps: Spectrum) -> Spectrum:
-    """At each frequency the product of `(k, u)` and `(u, maps)`.
+def _multiply_spectra(response: Spectrum, maps: Spectrum) -> Spectrum:
+    """Multiplies `(k, u)` by `(u, maps)` at each frequency.
 
-    By `einsum`, whose gradients are products again: sums over an array's first axes are slow.
+    The gradients of `einsum` are matrix products too. Sums over leading axes would be slow.
     """
     f = "xyz"[: maps.real.ndim - 2]
 
@@ -284,8 +290,8 @@ def _mixed(response: Spectrum, maps: Spectrum) -> Spectrum:
     return Spectrum(product(ar, br) - product(ai, bi), product(ar, bi) + product(ai, br))
 
 
-def _transform(method: str, spatial: Sequence[int], window: Sequence[int]) -> Transform:
-    """On circles so long that what wraps around is not wanted."""
+def _make_transform(method: str, spatial: Sequence[int], window: Sequence[int]) -> Transform:
+    """Makes a transform long enough that no wanted position is reached by wrapping around."""
     lengths = [n + t // 2 for n, t in zip(spatial, window, strict=True)]
     if method == "fft":
         return FFT(lengths)
@@ -293,16 +299,16 @@ def _transform(method: str, spatial: Sequence[int], window: Sequence[int]) -> Tr
     return LongDFT(lengths) if long else DFT(lengths)
 
 
-def _keys_at_once(keys: int, bytes_each: int) -> int:
-    """The largest divisor of the number of keys that keeps the bound; 1 for an unknown batch."""
+def _keys_per_chunk(keys: int, bytes_each: int) -> int:
+    """Returns the largest divisor of `keys` within `SPECTRA_BYTES`; 1 for an unknown batch."""
     if export.is_symbolic_dim(bytes_each):
         return 1
     fitting = max(1, SPECTRA_BYTES // bytes_each)
     return max(n for n in range(1, keys + 1) if keys % n == 0 and n <= fitting)
 
 
-def _summed(part, arrays: tuple[jax.Array, ...], at_once: int) -> jax.Array:
-    """`part` of the arrays, summed over so many entries of their first axis at once."""
+def _sum_over_chunks(part, arrays: tuple[jax.Array, ...], at_once: int) -> jax.Array:
+    """Sums `part` over chunks of the arrays, each of `at_once` entries of their first axis."""
     parts = len(arrays[0]) // at_once
     if parts == 1:
         return part(*arrays)
@@ -313,15 +319,16 @@ def _summed(part, arrays: tuple[jax.Array, ...], at_once: int) -> jax.Array:
     return jax.lax.scan(lambda total, each: (total + part(*each), None), zeros, tuple(cut))[0]
 
 
-def _resized(table: jax.Array, window: int, axis: int) -> jax.Array:
-    """The table cut to a window around its middle, or with zeros around it."""
-    table = _cropped(table, window, axis)
+def _resize_window(table: jax.Array, window: int, axis: int) -> jax.Array:
+    """Crops the table to a window around its middle, or pads it with zeros to that size."""
+    table = _crop_window(table, window, axis)
     margins = [(0, 0)] * table.ndim
     margins[axis] = ((window - table.shape[axis]) // 2,) * 2
     return jnp.pad(table, margins)
 
 
-def _cropped(table: jax.Array, window: int, axis: int) -> jax.Array:
+def _crop_window(table: jax.Array, window: int, axis: int) -> jax.Array:
+    """Crops the table to at most `window` positions around its middle."""
     start = max(0, (table.shape[axis] - window) // 2)
     return jax.lax.slice_in_dim(table, start, table.shape[axis] - start, axis=axis)
 

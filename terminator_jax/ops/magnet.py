@@ -1,11 +1,11 @@
-"""MAGNet: kernels from coordinates by products of Gabor-like sine filters (Romero et al. 2021).
+"""MAGNet: generates kernels from coordinates, by products of sine filters (Romero et al. 2021).
 
     g_l(c) = sin(A_l c + a_l)                                 l = 0..L
     h_0 = g_0(c);   h_i = g_i(c) ⊙ (h_{i-1} W_i + b_i) + p    i = 1..L
     out = h_L W_o + b_o
 
-A context-dependent variant, for the local kernels, normalizes `h` and multiplies it by a
-projection of the context after every layer.
+The variant for the local kernels depends on a context. After every layer it normalizes `h` and
+multiplies it by a projection of the context.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Magnet(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Parameters that make a MAGNet depend on its input: `R`, `F` and, by layer, `X`.
+    """Parameters by which a MAGNet depends on its input: `R`, `F` and, stacked by layer, `X`.
 
     `R (channels, hidden)`, `F (hidden, hidden)`, `X (L, hidden, hidden)` with their biases.
     """
@@ -54,10 +54,10 @@ NORM_FLOOR = 1e-12
 
 
 def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    """`sin(A c + a)` of every layer at once.
+    """Computes `sin(A c + a)` of all layers at once.
 
-    The phases reach 1e5 rad, so they are broadcast multiply-adds in the coordinates' precision:
-    a product on a matrix unit may round its operands to bfloat16, which would leave noise.
+    The phases reach 1e5 rad. A matrix unit may round the operands of a product to bfloat16, which
+    would leave noise. So the phases are elementwise multiplications and additions.
 
     Args:
       coordinates: `(positions, d)`, float32 or wider.
@@ -76,7 +76,7 @@ def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Arr
 
 
 def hidden(net: Magnet, coordinates: jax.Array) -> jax.Array:
-    """The last hidden layer at the given coordinates: `(positions, d)` to `(positions, hidden)`."""
+    """Computes the last hidden layer: `(positions, d)` to `(positions, hidden)`."""
     g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
     h = g[0]
     for i in range(len(net.weight)):
@@ -85,7 +85,7 @@ def hidden(net: Magnet, coordinates: jax.Array) -> jax.Array:
 
 
 def magnet(net: Magnet, coordinates: jax.Array) -> jax.Array:
-    """The kernel of a MAGNet at the given coordinates: `(positions, d)` to `(positions, features)`.
+    """Computes the kernel of a MAGNet: `(positions, d)` to `(positions, features)`.
 
     Source: section 3.1 of Romero et al., "FlexConv", 2021.
     """
@@ -93,12 +93,12 @@ def magnet(net: Magnet, coordinates: jax.Array) -> jax.Array:
 
 
 def output(net: Magnet, h: jax.Array) -> jax.Array:
-    """`h W_o + b_o`."""
+    """Computes the last layer, `h W_o + b_o`."""
     return h @ net.out_weight + net.out_bias[None]
 
 
 def context(net: Context, pooled: jax.Array) -> jax.Array:
-    """`GELU(F R pooled)`: `(positions, channels)`, a batch mean, to `(positions, hidden)`."""
+    """Computes `GELU(F R pooled)`: `(positions, channels)` to `(positions, hidden)`."""
     reduced = pooled @ net.reduce_weight + net.reduce_bias[None]
     return gelu(reduced @ net.mix_weight + net.mix_bias[None])
 
@@ -106,15 +106,15 @@ def context(net: Context, pooled: jax.Array) -> jax.Array:
 def context_magnet(
     net: Magnet, mix: Context, coordinates: jax.Array, pooled: jax.Array, inside: jax.Array
 ) -> jax.Array:
-    """The kernel of a MAGNet that depends on its input.
+    """Computes the kernel of a MAGNet that depends on its input.
 
     Args:
       net: the MAGNet.
-      mix: the parameters of the dependence.
+      mix: the parameters by which it depends on the input.
       coordinates: `(positions, d)`.
       pooled: `(positions, channels)`, the pooled input, averaged over the batch.
-      inside: `(positions,)` of 0 and 1; positions marked 0 count in no norm and come out as 0, so
-        that kernels of several sizes can be computed together on the largest one's grid.
+      inside: `(positions,)` of 0 and 1. Positions marked 0 are padding: no norm counts them, and
+        the kernel is 0 there. So kernels of several sizes can be computed together.
 
     Returns:
       `(positions, features)`.

@@ -396,7 +396,7 @@ class MaskedTokens(Task):
         """Computes the losses by the frequencies of the training text: of bytes, and of pairs."""
         count = len(evaluation)
         mask = self.eval_mask(np.arange(count), self.config.data.grid)
-        whole = evaluation.data[: count * evaluation.cells]
+        whole = evaluation.data[: count * evaluation.bytes_per_grid]
         unigram, bigram = ngrams.count(train.data).entropy(whole, np.asarray(mask).ravel())
         return {"unigram": unigram, "bigram": bigram}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from terminator_jax.data import pipeline, sources
-from terminator_jax.data.augment import ALONE, Mix, Process, RandomCrop, RandomFlip
+from terminator_jax.data.augment import SINGLE_PROCESS, Mix, Process, RandomCrop, RandomFlip
 from terminator_jax.data.randaugment import RandAugment
 
 
@@ -36,7 +36,7 @@ def same(first, second):
     )
 
 
-def augmented(pictures, process=ALONE, seed=3):
+def augmented(pictures, process=SINGLE_PROCESS, seed=3):
     augmentations = [RandomCrop(1, "zeros", process), RandomFlip(process)]
     augmentations += [RandAugment(2, 0.3, process)]
     augmentations += [Mix(pictures.num_classes, 0.2, 1.0, process)]

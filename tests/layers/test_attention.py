@@ -11,7 +11,7 @@ from golden_data import load
 from nets import filled, normal, relative
 
 from terminator_jax.layers import LocalAttention2D
-from terminator_jax.layers.attention import NEIGHBOURS
+from terminator_jax.layers.attention import NEIGHBOUR_OFFSETS
 from terminator_jax.ops.attention import attention_reference, rotary
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -94,7 +94,7 @@ def test_heads_begin_with_neighbours():
     q, k = (rotary(x.reshape(1, 9, 9, 8, 16)) for x in (q, k))
     scores = jnp.einsum("hd,rchd->hrc", q[0, 4, 4], k[0, 2:7, 2:7]) / 4
     weights = jax.nn.softmax(scores.reshape(8, 25), axis=-1).reshape(8, 5, 5)
-    for (row, column), own in zip(NEIGHBOURS, weights, strict=True):
+    for (row, column), own in zip(NEIGHBOUR_OFFSETS, weights, strict=True):
         assert own[2 + row, 2 + column] == own.max() > 0.5
 
 

@@ -19,8 +19,8 @@ from terminator_jax.layers import (
     SpatialSlowNet,
     initializers,
 )
-from terminator_jax.layers.initializers import gabor_init, kaiming, ones, uniform, zeros
-from terminator_jax.layers.magnet import evaluate
+from terminator_jax.layers.initializers import gabor_init, kaiming_normal, ones, uniform, zeros
+from terminator_jax.layers.magnet import generate_kernels
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -91,7 +91,9 @@ def test_networks_evaluated_together_are_each_its_own(x64):
         (_, kernels), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         return jax.tree.leaves((kernels, grads))
 
-    for found, expected in zip(run(evaluate), run(lambda ns: [n() for n in ns]), strict=True):
+    for found, expected in zip(
+        run(generate_kernels), run(lambda ns: [n() for n in ns]), strict=True
+    ):
         assert found.dtype == expected.dtype
         wide = found.dtype == jnp.float64
         assert relative(found, expected) < (1e-12 if wide else 1e-4)
@@ -136,7 +138,14 @@ def test_initial_values_of_local_networks():
     assert relative(net.gabor_weight[0], net.gabor_weight[1]) > 0.1
 
 
-INITIALIZERS = (gabor_init(1.0), uniform(0.5), initializers.normal(0.5), kaiming, zeros, ones)
+INITIALIZERS = (
+    gabor_init(1.0),
+    uniform(0.5),
+    initializers.normal(0.5),
+    kaiming_normal,
+    zeros,
+    ones,
+)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from terminator_jax.models.decoding import decode, fill, schedule
+from terminator_jax.models.decoding import cosine_schedule, decode, decode_step
 
 MASK, VOCABULARY, SHAPE = 9, 9, (2, 4, 5)
 
@@ -39,7 +39,7 @@ def run(given=(), rounds=5, temperature=1.0, seed=0, model=predict, **options):
 @pytest.mark.parametrize("rounds", [1, 2, 3, 7, 20, 100])
 def test_schedule(rounds):
     for hidden in (1, 5, 20, 1000):
-        left = schedule(hidden, rounds)
+        left = cosine_schedule(hidden, rounds)
         assert left[-1] == 0 and len(left) <= rounds
         assert (np.diff([hidden, *left]) < 0).all()
     # One less each time is more than the cosine asks for in the first of very many rounds.
@@ -52,7 +52,7 @@ def test_the_prompt_is_kept_and_all_is_filled():
     results = run(given)
     assert len(results) == 5
     before = start(given)[1]
-    for (tokens, hidden), left in zip(results, schedule(17, 5), strict=True):
+    for (tokens, hidden), left in zip(results, cosine_schedule(17, 5), strict=True):
         assert (hidden.sum((1, 2)) == left).all()
         assert (tokens[hidden] == MASK).all() and (tokens[~hidden] < VOCABULARY).all()
         for row, column, token in given:
@@ -103,7 +103,7 @@ def test_draws_follow_the_probabilities():
     hidden = jnp.ones(tokens.shape, bool)
     options = dict(top_k=0, mask_token=3)
     for temperature, expected in ((1.0, [0.1, 0.2, 0.7]), (0.5, np.array([1, 4, 49]) / 54)):
-        drawn, _ = fill(
+        drawn, _ = decode_step(
             jnp.broadcast_to(logits, (*tokens.shape, 3)), tokens, hidden, 0, jax.random.key(0),
             0.0, temperature, **options,
         )  # fmt: skip
@@ -124,7 +124,9 @@ def test_the_order_has_noise_early_and_none_at_the_end():
     """Of the same draws, so that only the order differs."""
     logits, (tokens, hidden) = predict(start()[0]), start()
     stays = [
-        fill(logits, tokens, hidden, 10, jax.random.key(seed), noise, 0.0, top_k=0, mask_token=MASK)
+        decode_step(
+            logits, tokens, hidden, 10, jax.random.key(seed), noise, 0.0, top_k=0, mask_token=MASK
+        )
         for noise in (0.0, 20.0)
         for seed in (0, 1)
     ]

@@ -10,7 +10,12 @@ import pytest
 from nets import normal, relative
 
 from terminator_jax.ops import attention
-from terminator_jax.ops.attention import attention_reference, best_tiles, local_attention, rotary
+from terminator_jax.ops.attention import (
+    attention_reference,
+    cheapest_tiles,
+    local_attention,
+    rotary,
+)
 
 SHAPE = (2, 6, 7, 3, 4)
 
@@ -55,9 +60,11 @@ def test_it_does_not_depend_on_the_tiles(x64, monkeypatch, tile):
     """Also where the last ones reach over the map's end."""
     mask = jnp.asarray(np.random.default_rng(3).random(SHAPE[:3]) > 0.4)
     monkeypatch.setattr(
-        attention, "best_tiles", lambda *size: attention.Tiles(*size, height=tile[0], width=tile[1])
+        attention,
+        "cheapest_tiles",
+        lambda *size: attention.Tiles(*size, height=tile[0], width=tile[1]),
     )
-    monkeypatch.setattr(attention, "COLUMNS", 1)
+    monkeypatch.setattr(attention, "KEY_COLUMN_MULTIPLE", 1)
     arrays = inputs(SHAPE)
     found, expected = (results(f, arrays, 1, mask) for f in (local_attention, attention_reference))
     for one, other in zip(found, expected, strict=True):
@@ -134,15 +141,15 @@ def test_nothing_as_large_as_all_pairs_is_made():
 
 def test_tiles_reach_as_far_as_windows_do():
     for rows, columns, window in [(32, 32, 3), (9, 40, 4), (1, 100, 2), (64, 64, 64)]:
-        tiles = best_tiles(rows, columns, window)
+        tiles = cheapest_tiles(rows, columns, window)
         assert all(
             reach >= min(size, tile + 2 * window)
             for reach, size, tile in zip(
-                tiles.reach, (rows, columns), (tiles.height, tiles.width), strict=True
+                tiles.key_block, (rows, columns), (tiles.height, tiles.width), strict=True
             )
         )
-    tiles = best_tiles(64, 64, 3)
-    pairs = math.prod(tiles.grid) * tiles.height * tiles.width * math.prod(tiles.reach)
+    tiles = cheapest_tiles(64, 64, 3)
+    pairs = math.prod(tiles.grid) * tiles.height * tiles.width * math.prod(tiles.key_block)
     assert pairs < 6 * 49 * 64 * 64
 
 

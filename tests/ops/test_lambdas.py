@@ -120,7 +120,7 @@ def test_gradients_keep_no_lambdas(monkeypatch, method):
     (15, lambdas.SPECTRA_BYTES // 7, 5), (7, 2 * lambdas.SPECTRA_BYTES, 1),
 ])  # fmt: skip
 def test_as_many_keys_as_the_bound_lets(keys, bytes_each, at_once):
-    assert lambdas._keys_at_once(keys, bytes_each) == at_once
+    assert lambdas._keys_per_chunk(keys, bytes_each) == at_once
 
 
 def test_a_long_sequence():
@@ -128,7 +128,7 @@ def test_a_long_sequence():
     q, v, table = (normal(1, 1500, 1, n, seed=n, dtype=np.float32) for n in (2, 3, 4))
     table = normal(2999, 2, 1, dtype=np.float32)
     found, expected = (
-        jax.jit(lambda *a, m=m: lambdas.meet_position_lambdas(*a, method=m))(q, v, table)
+        jax.jit(lambda *a, m=m: lambdas.apply_position_lambdas(*a, method=m))(q, v, table)
         for m in ("dft", "fft")
     )
     assert relative(found, expected) < 1e-5
@@ -157,7 +157,7 @@ def test_reduced_precision(method):
     ],
 )
 def test_the_method_taken(shape, window, method):
-    assert lambdas._fastest(jnp.zeros(shape), jnp.zeros(window)) == method
+    assert lambdas._select_method(jnp.zeros(shape), jnp.zeros(window)) == method
 
 
 def temporary_bytes(function, *inputs):
