@@ -14,7 +14,7 @@ from terminator_jax.layers.initializers import kaiming_normal
 from terminator_jax.layers.lambda_layer import LambdaLayer
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.models.fields import ALL_POSITIVE, POSITIVE, Rule, check_fields
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, promote_to_float32
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -215,7 +215,13 @@ class LambdaResNet(nnx.Module):
                 block = Bottleneck(config, stage, inputs, stride, axis_name=axis_name, **kwargs)
                 self.blocks.append(block)
                 inputs = block.outputs
-        self.head = pointwise(inputs, config.num_classes, param_dtype=param_dtype, rngs=rngs)
+        self.head = pointwise(
+            inputs,
+            config.num_classes,
+            param_dtype=param_dtype,
+            promote_dtype=promote_to_float32,
+            rngs=rngs,
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `(batch, num_classes)` of floating-point `x (batch, *size, channels)`."""
@@ -308,6 +314,7 @@ def _mean_pool(x: jax.Array, stride: int) -> jax.Array:
     if stride == 1:
         return x
     window = (stride, stride)
+    wide = x.astype(at_least_float32(x.dtype))
     return nnx.avg_pool(
-        x, window_shape=window, strides=window, padding="SAME", count_include_pad=False
-    )
+        wide, window_shape=window, strides=window, padding="SAME", count_include_pad=False
+    ).astype(x.dtype)

@@ -10,12 +10,14 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from terminator_jax.layers import LocalAttention2D, pointwise
 from terminator_jax.layers.initializers import uniform
 from terminator_jax.models.fields import NOT_NEGATIVE, POSITIVE, check_fields
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.channels_first import explicit_sharding
+from terminator_jax.ops.dtypes import at_least_float32, promote_to_float32
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -183,6 +185,7 @@ class NonLinearTransformer(nnx.Module):
         self.head = nnx.Linear(
             config.channels, config.vocabulary, param_dtype=param_dtype, rngs=rngs,
             kernel_init=uniform(0.1 / math.sqrt(config.channels)),
+            promote_dtype=promote_to_float32,
         )  # fmt: skip
 
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -200,7 +203,7 @@ class NonLinearTransformer(nnx.Module):
             raise ValueError(f"expected tokens (batch, rows, columns), got {tokens.shape}")
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"expected tokens of integers, got {tokens.dtype}")
-        x = jnp.take(self.embedding[...], tokens, axis=0)
+        x = _take_rows(self.embedding[...], tokens)
         x = x if self.dtype is None else x.astype(self.dtype)
         apply = nnx.remat(_apply_block) if self.remat else _apply_block
         for block in self.blocks:
@@ -208,8 +211,24 @@ class NonLinearTransformer(nnx.Module):
         return self.head(self.norm(x).astype(at_least_float32(x.dtype)))
 
 
-def _layer_norm(channels: int, **kwargs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(channels, epsilon=1e-5, use_bias=False, use_fast_variance=False, **kwargs)
+class LayerNorm(nnx.LayerNorm):
+    """Lets `nnx.LayerNorm` work where `JAX_NUMPY_DTYPE_PROMOTION=strict` is set."""
+
+    def __call__(self, x: jax.Array, **kwargs) -> jax.Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, **kwargs)
+
+
+def _layer_norm(channels: int, **kwargs) -> LayerNorm:
+    return LayerNorm(channels, epsilon=1e-5, use_bias=False, use_fast_variance=False, **kwargs)
+
+
+def _take_rows(table: jax.Array, indices: jax.Array) -> jax.Array:
+    """Computes `jnp.take(table, indices, axis=0)`, for indices on an Explicit mesh too."""
+    sharding = explicit_sharding(indices)
+    if sharding is not None:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, None))
+    return table.at[indices].get(mode="fill", out_sharding=sharding)
 
 
 def _apply_block(block: NonLinearBlock, x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -19,7 +19,7 @@ from terminator_jax.models.fields import (
 )
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, promote_to_float32
 from terminator_jax.ops.standardize import AxisName, standardize
 
 # What the bottleneck of a block reads, in the order of the block for maps.
@@ -116,7 +116,10 @@ class TabularTerminator(nnx.Module):
             )
             for inputs, outputs in itertools.pairwise((config.features, *config.widths))
         )  # fmt: skip
-        self.head = pointwise(config.widths[-1], config.outputs, param_dtype=param_dtype, rngs=rngs)
+        self.head = pointwise(
+            config.widths[-1], config.outputs, param_dtype=param_dtype,
+            promote_dtype=promote_to_float32, rngs=rngs,
+        )  # fmt: skip
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Logits `(batch, num_classes)` or predictions `(batch, targets)`.

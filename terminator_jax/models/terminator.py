@@ -16,7 +16,7 @@ from terminator_jax.layers.running import running_averages
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
 from terminator_jax.models.fields import ALL_POSITIVE, DROPOUTS, POSITIVE, Rule, check_fields
 from terminator_jax.ops import coordinates
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, promote_to_float32
 from terminator_jax.ops.hyperzzw import check_operator
 from terminator_jax.ops.standardize import AxisName
 
@@ -239,7 +239,13 @@ class Terminator(nnx.Module):
             )
             for i, factor in enumerate(config.factors)
         )  # fmt: skip
-        self.head = pointwise(channels[-1], config.num_classes, param_dtype=param_dtype, rngs=rngs)
+        self.head = pointwise(
+            channels[-1],
+            config.num_classes,
+            param_dtype=param_dtype,
+            promote_dtype=promote_to_float32,
+            rngs=rngs,
+        )
 
     def __call__(
         self, x: jax.Array, *, rngs: nnx.Rngs | None = None, intermediates: bool = False

@@ -5,6 +5,7 @@ A pointwise layer is then one matrix product, and the concatenation of channels 
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
 
 from terminator_jax.ops.dtypes import at_least_float32
 
@@ -71,6 +72,12 @@ def match_varying_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     )
 
 
+def explicit_sharding(x: jax.Array) -> NamedSharding | None:
+    """Returns the sharding in an array's type, if its mesh has axes of the type `Explicit`."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
 def _varying_axes(x: jax.Array) -> frozenset[str]:
     kind = jax.typeof(x)
     return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # jax 0.11 named it anew
@@ -110,10 +117,13 @@ def _matmul(kernel: jax.Array, x: jax.Array) -> jax.Array:
     return _contract(kernel.T, x, 1, 0)
 
 
-def _contract(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+def _contract(
+    a: jax.Array, b: jax.Array, axis_a: int, axis_b: int, sharding: NamedSharding | None = None
+) -> jax.Array:
     dimensions = (((axis_a,), (axis_b,)), ((), ()))
     wide = at_least_float32(a.dtype)
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=wide).astype(a.dtype)
+    out = jax.lax.dot_general(a, b, dimensions, preferred_element_type=wide, out_sharding=sharding)
+    return out.astype(a.dtype)
 
 
 def _matmul_forward(kernel, x):
@@ -122,7 +132,8 @@ def _matmul_forward(kernel, x):
 
 def _matmul_backward(residuals, dy):
     kernel, x = residuals
-    return _contract(x, dy, 1, 1), _contract(kernel, dy, 1, 0)
+    dkernel = _contract(x, dy, 1, 1, explicit_sharding(kernel))
+    return dkernel, _contract(kernel, dy, 1, 0)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)

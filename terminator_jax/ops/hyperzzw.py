@@ -116,7 +116,8 @@ def gate(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
         )
     dtype = jnp.result_type(x, context, kernel)
     wide = at_least_float32(dtype)
-    return (x * jnp.matmul(context, kernel, preferred_element_type=wide)).astype(dtype)
+    factors = jnp.matmul(context, kernel, preferred_element_type=wide)
+    return (x.astype(wide) * factors).astype(dtype)
 
 
 def gate_reference(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -66,7 +66,8 @@ def content_lambdas(keys: jax.Array, values: jax.Array) -> jax.Array:
       keys: `(batch, *spatial, u, k)`, normalized.
       values: `(batch, *spatial, u, v)`.
     """
-    keys, values = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (keys, values))
+    wide = at_least_float32(keys.dtype, values.dtype)
+    keys, values = (a.reshape(a.shape[0], -1, a.shape[-1]).astype(wide) for a in (keys, values))
     return jnp.einsum("bmk,bmv->bkv", keys, values)
 
 

@@ -67,7 +67,7 @@ def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Arr
     Returns:
       `(layers, positions, hidden)` in the dtype of the phases.
     """
-    dtype = at_least_float32(jnp.result_type(coordinates, weight))
+    dtype = at_least_float32(coordinates.dtype, weight.dtype)
     coordinates, weight, bias = (a.astype(dtype) for a in (coordinates, weight, bias))
     phase = bias[:, None]
     for axis in range(coordinates.shape[1]):
@@ -78,6 +78,7 @@ def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Arr
 def hidden(net: Magnet, coordinates: jax.Array) -> jax.Array:
     """Computes the last hidden layer: `(positions, d)` to `(positions, hidden)`."""
     g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
+    net = _cast(net, g.dtype)
     h = g[0]
     for i in range(len(net.weight)):
         h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]
@@ -94,11 +95,19 @@ def magnet(net: Magnet, coordinates: jax.Array) -> jax.Array:
 
 def output(net: Magnet, h: jax.Array) -> jax.Array:
     """Computes the last layer, `h W_o + b_o`."""
+    net = _cast(net, h.dtype)
     return h @ net.out_weight + net.out_bias[None]
+
+
+def _cast(parameters, dtype: jnp.dtype):
+    """Casts parameters to the dtype of the phases, which is never narrower."""
+    return jax.tree.map(lambda x: x.astype(dtype), parameters)
 
 
 def context(net: Context, pooled: jax.Array) -> jax.Array:
     """Computes `GELU(F R pooled)`: `(positions, channels)` to `(positions, hidden)`."""
+    net = _cast(net, at_least_float32(pooled.dtype, net.reduce_weight.dtype))
+    pooled = pooled.astype(net.reduce_weight.dtype)
     reduced = pooled @ net.reduce_weight + net.reduce_bias[None]
     return gelu(reduced @ net.mix_weight + net.mix_bias[None])
 
@@ -119,8 +128,9 @@ def context_magnet(
     Returns:
       `(positions, features)`.
     """
-    t = context(mix, pooled)
     g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
+    t = context(mix, pooled).astype(g.dtype)
+    net, mix = _cast(net, g.dtype), _cast(mix, g.dtype)
     inside = inside[:, None].astype(g.dtype)
     h = g[0]
     for i in range(len(net.weight)):

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import inspect
+import json
 import pickle
 from typing import NamedTuple
 
@@ -29,7 +31,11 @@ TERMINATOR = dict(
 
 
 class Used(NamedTuple):
-    """A module, the shapes of its inputs without the batch, and what it does not take part in."""
+    """A module, the shapes of its inputs without the batch, and what it does not take part in.
+
+    `make` is called with `rngs`. It takes `**kwargs` if the module has a `dtype`; the others
+    compute in the dtype of their input.
+    """
 
     make: object
     shapes: tuple
@@ -38,15 +44,19 @@ class Used(NamedTuple):
     empty_batch: bool = True
 
 
-def _sfne(size=(4, 4), **kwargs):
-    return lambda rngs: layers.SFNEBlock(
-        size, 4, factor=2, groups=4, widths=WIDTHS, branches=BRANCH, rngs=rngs, **kwargs
+def _sfne(size=(4, 4), factor=1, **options):
+    return lambda rngs, **kwargs: layers.SFNEBlock(
+        size, 4, factor, groups=4, widths=WIDTHS, branches=BRANCH, rngs=rngs, **options, **kwargs
     )
 
 
-def _terminator(rngs, size=(8, 8), **kwargs):
-    config = models.TerminatorConfig(size=size, channels=1, **{**TERMINATOR, **kwargs})
-    return models.Terminator(config, rngs=rngs)
+def _terminator(size=(8, 8), **options):
+    config = models.TerminatorConfig(size=size, channels=1, **TERMINATOR, **options)
+    return lambda rngs, **kwargs: models.Terminator(config, rngs=rngs, **kwargs)
+
+
+def _multiply(kernel, x):
+    return x * kernel[None].astype(x.dtype)
 
 
 MAP = (4, 4, 4)
@@ -64,9 +74,10 @@ USED = {
         forward_mode=False, empty_batch=False,
     ),
     "HyperZZWGate": Used(
-        lambda rngs: layers.HyperZZWGate(4, 3, hidden=3, rngs=rngs), ((4,), (3,))
+        lambda rngs, **kwargs: layers.HyperZZWGate(4, 3, hidden=3, rngs=rngs, **kwargs),
+        ((4,), (3,)),
     ),
-    "RGU": Used(lambda rngs: layers.RGU((4, 4), 4, rngs=rngs), (MAP,)),
+    "RGU": Used(lambda rngs, **kwargs: layers.RGU((4, 4), 4, rngs=rngs, **kwargs), (MAP,)),
     "HyperChannelInteraction": Used(
         lambda rngs: layers.HyperChannelInteraction(4, hidden=3, rngs=rngs), (MAP,)
     ),
@@ -78,7 +89,7 @@ USED = {
     "SFNEBlock fused": Used(_sfne(), (MAP,), forward_mode=False, empty_batch=False),
     "SFNEBlock reference": Used(_sfne(implementation="reference"), (MAP,), empty_batch=False),
     "SFNEBlock of sequences": Used(
-        _sfne((6,), operator="convolution"), ((6, 4),), forward_mode=False, empty_batch=False,
+        _sfne((6,), 2, operator="convolution"), ((6, 4),), forward_mode=False, empty_batch=False,
     ),
     "BatchStandardization": Used(
         lambda rngs: layers.BatchStandardization(), (MAP,), empty_batch=False
@@ -88,30 +99,41 @@ USED = {
         lambda rngs: layers.GroupInstanceBatchStandardization(4), (MAP,), empty_batch=False
     ),
     "LambdaLayer": Used(
-        lambda rngs: layers.LambdaLayer(4, 4, size=(4, 4), heads=2, keys=2, rngs=rngs), (MAP,),
+        lambda rngs, **kwargs: layers.LambdaLayer(
+            4, 4, size=(4, 4), heads=2, keys=2, rngs=rngs, **kwargs
+        ), (MAP,),
         empty_batch=False,
     ),
     "LocalAttention2D": Used(
-        lambda rngs: layers.LocalAttention2D(8, 1, heads=2, rngs=rngs), ((4, 4, 8),),
+        lambda rngs, **kwargs: layers.LocalAttention2D(8, 1, heads=2, rngs=rngs, **kwargs),
+        ((4, 4, 8),),
         forward_mode=False, empty_batch=False,
     ),
-    "Terminator": Used(_terminator, ((8, 8, 1),), forward_mode=False, empty_batch=False),
+    "SlowFast": Used(
+        lambda rngs: layers.SlowFast(
+            nnx.Linear(2, 4, dtype=jnp.float32, rngs=rngs), _multiply, (4, 4)
+        ), (MAP,),
+    ),
+    "Terminator": Used(_terminator(), ((8, 8, 1),), forward_mode=False, empty_batch=False),
     "Terminator, odd and rectangular": Used(
-        functools.partial(_terminator, size=(5, 7), operator="product"), ((5, 7, 1),),
+        _terminator((5, 7), operator="product"), ((5, 7, 1),),
         forward_mode=False, empty_batch=False,
     ),
     "LambdaResNet": Used(
-        lambda rngs: models.LambdaResNet(models.LambdaResNetConfig.digits(), rngs=rngs),
+        lambda rngs, **kwargs: models.LambdaResNet(
+            models.LambdaResNetConfig.digits(), rngs=rngs, **kwargs
+        ),
         ((8, 8, 1),), empty_batch=False,
     ),
     "NonLinearTransformer": Used(
-        lambda rngs: models.NonLinearTransformer(
-            models.NonLinearTransformerConfig.tiny(channels=16, layers=1, window=1), rngs=rngs
+        lambda rngs, **kwargs: models.NonLinearTransformer(
+            models.NonLinearTransformerConfig.tiny(channels=16, layers=1, window=1),
+            rngs=rngs, **kwargs,
         ), ((4, 4),), dtype=jnp.int32, forward_mode=False, empty_batch=False,
     ),
     "TabularTerminator": Used(
-        lambda rngs: models.TabularTerminator(
-            models.TabularConfig(features=5, num_classes=3, widths=(4,)), rngs=rngs
+        lambda rngs, **kwargs: models.TabularTerminator(
+            models.TabularConfig(features=5, num_classes=3, widths=(4,)), rngs=rngs, **kwargs
         ), ((5,),),
     ),
 }  # fmt: skip
@@ -120,6 +142,16 @@ USED = {
 @functools.cache
 def made(name):
     module = USED[name].make(nnx.Rngs(0))
+    module.eval()
+    return module
+
+
+@functools.cache
+def made_abstractly(name, dtype=None):
+    """Makes a module without values, that computes in `dtype` if it has a dtype of its own."""
+    make = USED[name].make
+    kwargs = dict(dtype=dtype) if "kwargs" in inspect.signature(make).parameters else {}
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0), **kwargs))
     module.eval()
     return module
 
@@ -137,6 +169,15 @@ def inputs(name, batch=BATCH, dtype=None):
 @pytest.fixture(params=USED)
 def name(request):
     return request.param
+
+
+def test_every_public_layer_and_model_is_in_the_table():
+    """As a line of its own, or as a part of one."""
+    used = {type(part) for name in USED for _, part in nnx.iter_modules(made(name))}
+    public = [getattr(package, n) for package in (layers, models) for n in package.__all__]
+    modules = [c for c in public if isinstance(c, type) and issubclass(c, nnx.Module)]
+    assert len(modules) > 20
+    assert [c.__name__ for c in modules if not any(issubclass(u, c) for u in used)] == []
 
 
 def lowered(function, *arguments):
@@ -235,3 +276,127 @@ def test_inputs_of_reduced_precision(name, dtype):
         return
     out = nnx.jit(lambda module, a: module(*a))(made(name), inputs(name, dtype=dtype))
     assert np.isfinite(np.asarray(out, np.float32)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype"),
+    [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)],
+)
+def test_strict_promotion_of_dtypes(name, dtype, param_dtype):
+    """In training, with the gradient: no two dtypes meet without a cast."""
+    module = made_abstractly(name, dtype)
+    module.train()
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, param_dtype), params)
+    with jax.numpy_dtype_promotion("strict"):
+        loss, (gradient, _) = jax.eval_shape(
+            jax.value_and_grad(functools.partial(total, graph), (0, 1)),
+            params, rest, inputs(name, dtype=dtype),
+        )  # fmt: skip
+    assert loss.dtype == jnp.float32
+    assert {a.dtype for a in jax.tree.leaves(gradient)} <= {jnp.dtype(param_dtype)}
+
+
+def total(graph, params, rest, arguments):
+    return jnp.sum(nnx.merge(graph, params, rest)(*arguments).astype(jnp.float32))
+
+
+def test_to_linen(name):
+    """`nnx.bridge.ToLinen`, in training: parameters and running averages become Linen's."""
+    module, arguments = made(name), inputs(name)
+    linen = nnx.bridge.ToLinen(USED[name].make)
+    variables = jax.eval_shape(linen.init, jax.random.key(0), *arguments)
+    apply = functools.partial(linen.apply, mutable=["batch_stats"])
+    out, changed = jax.eval_shape(apply, variables, *arguments)
+    assert out.shape == jax.eval_shape(module, *arguments).shape
+    for collection, found, kind in (
+        ("params", variables, nnx.Param), ("batch_stats", changed, nnx.BatchStat),
+    ):  # fmt: skip
+        expected = sorted(a.shape for a in jax.tree.leaves(nnx.state(module, kind)))
+        assert sorted(a.shape for a in jax.tree.leaves(found.get(collection, {}))) == expected
+
+
+def test_scan_over_stacked_blocks(name):
+    """`nnx.scan` over modules that `nnx.vmap` made, in training."""
+    first, *rest = inputs(name)
+    out = jax.eval_shape(made(name), first, *rest)
+    if (out.shape, out.dtype) != (first.shape, first.dtype):
+        return
+
+    def run(key, x):
+        make = nnx.split_rngs(splits=2)(nnx.vmap(USED[name].make))
+        apply = nnx.scan(
+            lambda x, block: block(x, *rest), length=2, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+        )
+        blocks = make(nnx.Rngs(key))
+        return apply(x, blocks), nnx.state(blocks)
+
+    scanned, state = jax.eval_shape(run, jax.random.key(0), first)
+    assert scanned.shape == first.shape
+    assert all(len(a) == 2 for a in jax.tree.leaves(state))
+
+
+# Two devices with half of the batch each: traced, with the gradient by the parameters.
+ON_DEVICES = """
+import functools, json
+import jax, jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from layers.test_uses import USED, inputs, made_abstractly
+
+def pmap(call, state, arguments):
+    halves = [a.reshape(2, -1, *a.shape[1:]) for a in arguments]
+    out = jax.eval_shape(jax.pmap(call, "batch", in_axes=(None, 0)), state, halves)
+    return jax.ShapeDtypeStruct((2 * out.shape[1], *out.shape[2:]), out.dtype)
+
+def shard_map(call, state, arguments):
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+    return with_gradient(jax.shard_map(
+        call, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch")
+    ), state, arguments)
+
+def explicit(call, state, arguments):
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        def place(spec):
+            sharding = NamedSharding(mesh, spec)
+            return lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+        state = jax.tree.map(place(P()), state)
+        arguments = jax.tree.map(place(P("batch")), arguments)
+        out = with_gradient(call, state, arguments)
+        assert out.sharding.spec[0] == "batch", out.sharding
+        return out
+
+def with_gradient(call, state, arguments):
+    def total(state, arguments):
+        out = call(state, arguments)
+        return jnp.sum(out.astype(jnp.float32)), out
+    gradient = jax.value_and_grad(total, has_aux=True)
+    return jax.jit(gradient).trace(state, arguments).out_info[0][1]
+
+assert jax.device_count() == 2
+for name in USED:
+    graph, state = nnx.split(made_abstractly(name))
+    call = lambda state, arguments: nnx.merge(graph, state)(*arguments)
+    for use in (pmap, shard_map, explicit):
+        try:
+            shape, error = use(call, state, inputs(name)).shape, ""
+        except Exception as e:
+            shape, error = (), repr(e)
+        print(json.dumps([name, use.__name__, shape, error]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def on_devices(run_python):
+    """By module and use: the shape of the result, and the error if there is one."""
+    lines = run_python(ON_DEVICES, devices=2, optimize=False).splitlines()
+    return {(name, use): result for name, use, *result in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("use", ["pmap", "shard_map", "explicit"])
+def test_a_batch_on_two_devices(on_devices, name, use):
+    """`jax.pmap`, `jax.shard_map`, and inputs on a mesh with an axis of the type `Explicit`."""
+    shape, error = on_devices[name, use]
+    assert not error
+    assert tuple(shape) == jax.eval_shape(made(name), *inputs(name)).shape
