@@ -140,7 +140,8 @@ def test_every_layer_is_exported():
     layers = importlib.import_module("terminator_jax.layers")
     for path in files("layers"):
         module = importlib.import_module(name_of(path).removesuffix(".__init__"))
-        for name, found in vars(module).items():
+        public = {name: found for name, found in vars(module).items() if name[0] != "_"}
+        for name, found in public.items():
             if inspect.isclass(found) and issubclass(found, nnx.Module) and is_called(found):
                 assert getattr(layers, name) is found
 

@@ -7,7 +7,7 @@ from flax import nnx
 from terminator_jax.ops.dtypes import at_least_float32, promote_to_float32
 
 
-class BatchNorm(nnx.BatchNorm):
+class _BatchNorm(nnx.BatchNorm):
     """Lets `nnx.BatchNorm` work where `JAX_NUMPY_DTYPE_PROMOTION=strict` is set."""
 
     def __call__(self, x: jax.Array, **kwargs) -> jax.Array:
@@ -32,7 +32,7 @@ def batch_norm(features: int, *, param_dtype=jnp.float32, momentum: float = 0.9,
       >>> norm(jnp.ones((2, 8, 8, 12))).dtype, norm.mean.dtype
       (dtype(bfloat16), dtype('float32'))
     """
-    norm = BatchNorm(
+    norm = _BatchNorm(
         features, momentum=momentum, param_dtype=param_dtype, promote_dtype=promote_to_float32,
         **kwargs,
     )  # fmt: skip

@@ -211,7 +211,7 @@ class NonLinearTransformer(nnx.Module):
         return self.head(self.norm(x).astype(at_least_float32(x.dtype)))
 
 
-class LayerNorm(nnx.LayerNorm):
+class _LayerNorm(nnx.LayerNorm):
     """Lets `nnx.LayerNorm` work where `JAX_NUMPY_DTYPE_PROMOTION=strict` is set."""
 
     def __call__(self, x: jax.Array, **kwargs) -> jax.Array:
@@ -219,8 +219,8 @@ class LayerNorm(nnx.LayerNorm):
             return super().__call__(x, **kwargs)
 
 
-def _layer_norm(channels: int, **kwargs) -> LayerNorm:
-    return LayerNorm(channels, epsilon=1e-5, use_bias=False, use_fast_variance=False, **kwargs)
+def _layer_norm(channels: int, **kwargs) -> _LayerNorm:
+    return _LayerNorm(channels, epsilon=1e-5, use_bias=False, use_fast_variance=False, **kwargs)
 
 
 def _take_rows(table: jax.Array, indices: jax.Array) -> jax.Array:
