@@ -1,9 +1,13 @@
 """Trains a model. See `--help`."""
 
+import argparse
+import contextlib
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from terminator_jax.errors import InputError
 from terminator_jax.training import cli
 
 DESCRIPTION = """\
@@ -19,7 +23,9 @@ of its configuration can be changed: --config.optimizer.learning_rate=0.002
 Call the same command again to resume after Ctrl-C or a crash. SIGTERM and SIGHUP save like Ctrl-C,
 and the exit code is then 0. Watch: tensorboard --logdir=runs
 
-For several processes, start one on each host with the same flags and its own --process_id.
+For several processes, start the same command with --distributed in each: on a TPU pod, under SLURM
+or MPI. By hand, give each --coordinator, --num_processes and its own --process_id. More:
+docs/scaling.md
 """
 
 
@@ -32,34 +38,102 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--workdir", help="the directory for checkpoints and logs (default: runs/EXPERIMENT)"
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
-    parser.add_argument("--num_processes", type=int, default=1, help="number of processes")
-    parser.add_argument("--process_id", type=int, default=0, help="index of this process, from 0")
+    _add_processes(parser)
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
+    several = _check_processes(flags)
+    if several:  # a lost process is told in one line of our own, without JAX's C++ stack
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "9")
 
     # What follows imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax.training import config
 
     configuration = config.read(flags.config, overrides)
-    from terminator_jax.training import compilation_cache, loop, parallel
+    import jax
+
+    from terminator_jax.training import compilation_cache, distributed, loop
 
     if configuration.compilation_cache:
         compilation_cache.enable()
-    if flags.num_processes > 1 or flags.coordinator:
-        parallel.initialize_distributed(flags.coordinator, flags.num_processes, flags.process_id)
-    if flags.workdir is None and flags.process_id == 0:
-        print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
-    try:
-        result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
-    except Exception as error:
-        error.add_note(f"the log is {workdir / 'log.jsonl'}")
-        raise
-    if flags.process_id == 0:
+    with distributed.in_company() if several else contextlib.nullcontext():
+        if several:
+            distributed.join(
+                flags.coordinator,
+                flags.num_processes,
+                flags.process_id,
+                method=None if flags.distributed == "auto" else flags.distributed,
+                timeout_s=flags.join_timeout,
+            )
+            distributed.compare(distributed.started_with(configuration))
+        first = jax.process_index() == 0
+        if flags.workdir is None and first:
+            print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
+        try:
+            result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
+        except Exception as error:
+            error.add_note(f"the log is {workdir / 'log.jsonl'}")
+            raise
+        asked = result.signal
+        if several and not result.is_done:
+            asked = distributed.signal_of_any(asked)
+    if first:
         _report(result, workdir)
     # A scheduler starts a process again that it stopped and that ended well.
-    asked = result.signal in (signal.SIGTERM, signal.SIGHUP)
-    return 0 if result.is_done or asked else cli.INTERRUPTED
+    ends_well = result.is_done or asked in (signal.SIGTERM, signal.SIGHUP)
+    return 0 if ends_well else cli.INTERRUPTED
+
+
+def _add_processes(parser: cli.Parser) -> None:
+    parser.add_argument(
+        "--distributed",
+        nargs="?",
+        const="auto",
+        metavar="KIND",
+        help="join the other processes, as JAX finds them: TPU pod, SLURM, Open MPI, Kubernetes; "
+        "KIND names one of them, such as mpi4py, which JAX does not try by itself",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
+    parser.add_argument("--num_processes", type=int, help="number of processes")
+    parser.add_argument("--process_id", type=int, help="index of this process, from 0")
+    parser.add_argument(
+        "--join_timeout",
+        type=int,
+        default=40,
+        metavar="SECONDS",
+        help="time in which all processes must have started (default: 40)",
+    )
+
+
+def _check_processes(flags: argparse.Namespace) -> bool:
+    """Returns whether there are several processes.
+
+    Raises:
+        InputError: if the flags do not say which.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    given = [f"--{name}" for name in names if getattr(flags, name) is not None]
+    missing = [f"--{name}" for name in names if getattr(flags, name) is None]
+    if flags.join_timeout < 1:
+        raise InputError(f"--join_timeout is {flags.join_timeout}, and must be 1 or more")
+    if flags.distributed and given:
+        raise InputError(f"{given[0]} and --distributed exclude each other: leave one out")
+    if given and missing:
+        raise InputError(
+            f"{given[0]} needs {' and '.join(missing)} too; or give --distributed alone"
+        )
+    if given:
+        _check_addresses(flags.coordinator, flags.num_processes, flags.process_id)
+    return bool(given or flags.distributed)
+
+
+def _check_addresses(coordinator: str, num_processes: int, process_id: int) -> None:
+    if num_processes < 1:
+        raise InputError(f"--num_processes is {num_processes}, and must be 1 or more")
+    if not 0 <= process_id < num_processes:
+        raise InputError(f"--process_id is {process_id}, and must be from 0 to {num_processes - 1}")
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise InputError(f"--coordinator is {coordinator!r}, and must be HOST:PORT")
 
 
 def _report(result, workdir: Path) -> None:

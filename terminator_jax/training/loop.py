@@ -22,13 +22,13 @@ from terminator_jax.training.checkpoint import (
 )
 from terminator_jax.training.config import ConfigDict
 from terminator_jax.training.diagnostics import make_diagnose
+from terminator_jax.training.distributed import any_process, compare_run, stop_together
 from terminator_jax.training.evaluation import make_evaluate
 from terminator_jax.training.initial import initialize
 from terminator_jax.training.interrupt import StopSignals
 from terminator_jax.training.lock import one_writer
 from terminator_jax.training.logs import Logs
 from terminator_jax.training.metrics import Scalars
-from terminator_jax.training.parallel import any_process
 from terminator_jax.training.recorder import Recorder
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.step import make_train_step
@@ -85,6 +85,7 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
             print(line, flush=True)
     any_process(False)  # the others wait for it
     step = latest_step(workdir) or 0
+    compare_run(run.train_data, run.eval_data, step)
     _check_epochs(run, workdir, step)
     already_finished = step == run.total_steps or _is_stale(run, history.read(workdir, step))
     news = _news(run, saved)
@@ -192,8 +193,7 @@ def _train(
 
             ends_epoch = step % run.steps_per_epoch == 0
             logs_now = ends_epoch or _is_multiple(step, config.log_every_steps)
-            # Several processes exchange whether to stop, which takes time, only when they log.
-            stops = (logs_now or jax.process_count() == 1) and any_process(bool(signals.number))
+            stops = stop_together(bool(signals.number), step)
             saves = ends_epoch or stops or _is_multiple(step, config.checkpoint_every_steps)
             if logs_now or saves:
                 recorder.log_train(step)

@@ -6,8 +6,6 @@ there are devices.
 
 import dataclasses
 import os
-import socket
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -22,9 +20,6 @@ from terminator_jax.data.augment import Process
 from terminator_jax.errors import InputError
 
 AXIS = "batch"
-
-# Seconds for which a process waits for process 0 to listen.
-CONNECT_TIMEOUT_S = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,47 +144,3 @@ def _all_devices() -> list[jax.Device]:
 def process_shard() -> Process:
     """Returns which part of each batch this process makes."""
     return Process(jax.process_index(), jax.process_count())
-
-
-def initialize_distributed(coordinator: str | None, num_processes: int, process_id: int) -> None:
-    """Joins the processes of a run; call it before anything else of JAX.
-
-    Args:
-        coordinator: `host:port`, at which process 0 listens.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
-
-    Raises:
-        InputError: if the number of this process is impossible, or the coordinator is not given
-            or not reached.
-    """
-    if not coordinator:
-        raise InputError("--num_processes needs --coordinator=HOST:PORT, where process 0 listens")
-    if not 0 <= process_id < num_processes:
-        raise InputError(f"--process_id is {process_id}, and must be from 0 to {num_processes - 1}")
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"--coordinator is {coordinator!r}, and must be HOST:PORT")
-    if process_id != 0:
-        _wait_for_coordinator(host, int(port))
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
-def _wait_for_coordinator(host: str, port: int) -> None:
-    """Waits until process 0 listens, because JAX would abort the process if it never does."""
-    end = time.monotonic() + CONNECT_TIMEOUT_S
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end or isinstance(error, socket.gaierror):
-                raise InputError(f"no process 0 at --coordinator={host}:{port}: {error}") from error
-        time.sleep(0.2)
-
-
-def any_process(flag: bool) -> bool:
-    """Returns whether `flag` is set in any of the processes; all of them must call this."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -5,7 +5,6 @@ import pytest
 
 from terminator_jax.layers import LocalBranch
 from terminator_jax.training import config as configs
-from terminator_jax.training import parallel
 from terminator_jax.training.tasks import make_task
 
 TINY = "tests/training/tiny.py"
@@ -114,35 +113,11 @@ def test_options_of_an_experiment_file(run_main, tmp_path):
         ([f"--config={TINY}", "--epochs=3"], "unknown flag '--epochs=3'"),
         ([f"--config={TINY}", "more"], "unexpected argument 'more'"),
         ([f"--config={TINY}", "--num_processes=two"], "argument --num_processes: invalid int"),
-        ([f"--config={TINY}", "--num_processes=2"], "--num_processes needs --coordinator"),
-        (
-            [f"--config={TINY}", "--coordinator=x:1", "--num_processes=2", "--process_id=2"],
-            "--process_id is 2, and must be from 0 to 1",
-        ),
-        (
-            [f"--config={TINY}", "--coordinator=localhost", "--num_processes=2"],
-            "--coordinator is 'localhost', and must be HOST:PORT",
-        ),
-        (
-            [
-                f"--config={TINY}",
-                "--coordinator=no.invalid:1",
-                *["--num_processes=2", "--process_id=1"],
-            ],
-            "no process 0 at --coordinator=no.invalid:1: ",
-        ),
     ],
 )
 def test_flags(run_main, tmp_path, flags, says):
     workdir = tmp_path / "run"
     check(run_main("train", *flags, f"--workdir={workdir}"), workdir, says)
-
-
-def test_process_0_is_not_there(run_main, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "CONNECT_TIMEOUT_S", 0.5)
-    flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
-    result = run_main("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *flags)
-    check(result, tmp_path / "run", "no process 0 at --coordinator=127.0.0.1:1: ")
 
 
 def test_workdir_is_a_file(run_main, tmp_path):
