@@ -8,9 +8,9 @@ What jax 0.10.2 does by itself, with two processes on one host:
                                  leaves an abort; elsewhere as if it were stopped
     a process is stopped         the others abort with a C++ stack after the heartbeat's timeout
 
-A port can be tried before JAX does. An abort is the signal SIGABRT: its handler prints one line
-instead and ends the process with exit code 1. `TF_CPP_MIN_LOG_LEVEL=9`, which must be set before
-jax is imported, keeps the C++ stack silent.
+A port that is given can be tried before JAX does. An abort is the signal SIGABRT: its handler
+prints one line instead and ends the process with exit code 1. `TF_CPP_MIN_LOG_LEVEL=9`, which must
+be set before jax is imported, keeps the C++ stack silent.
 """
 
 import contextlib
@@ -104,11 +104,11 @@ def join(
     global _member
     if coordinator is not None:
         _check_coordinator(coordinator, process_id, timeout_s)
+    jax.config.update("jax_enable_preemption_service", True)
     _end_at_abort(
         f"error: not all processes of this run joined within {timeout_s} s: start as many as there "
         "are, with the same coordinator, or give them longer by --join_timeout"
     )
-    jax.config.update("jax_enable_preemption_service", True)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -129,7 +129,8 @@ def join(
     # JAX's own handler of SIGTERM; Python's takes its place while a run trains.
     notice = functools.partial(_Handler(_get_handler(signal.SIGTERM)), signal.SIGTERM)
     _member = _Member(f"process {jax.process_index()} of {jax.process_count()}", notice)
-    _end_at_abort(_lost_line(_member, "TF_CPP_MIN_LOG_LEVEL=0 before the start shows why"))
+    more = "TF_CPP_MIN_LOG_LEVEL=0 before the start shows why"
+    _end_at_abort(_lost_line(_member, more))
 
 
 def _check_coordinator(coordinator: str, process_id: int | None, timeout_s: float) -> None:
@@ -220,7 +221,10 @@ def _write(line: str) -> None:
 
 
 def _end_at_abort(line: str, code: int = 1) -> None:
-    """Prints a line and ends with an exit code from now on when C++ aborts the process."""
+    """Prints a line and ends with an exit code from now on when C++ aborts the process.
+
+    Python's own handlers run only after C++ has returned, which it does not.
+    """
 
     @_Handler
     def end(_: int) -> None:

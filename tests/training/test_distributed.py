@@ -33,11 +33,11 @@ def start(make_command, port):
     started = []
     env = make_command().env | {"TF_CPP_MIN_LOG_LEVEL": "9"}
 
-    def start(number, code, *flags):
+    def start(number, code, *flags, **slurm):
         group = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, *group, *map(str, flags)],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-W", "error", "-c", code, *([] if slurm else group), *flags],
+            env=env | slurm, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)
         return process
@@ -145,12 +145,24 @@ def test_a_process_that_does_not_come(start, port):
     assert err == of_the_other and err.startswith("error: not all processes of this run joined")
 
 
+def slurm(number):
+    """What SLURM tells a process; JAX makes a port of the job's number."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }
+
+
 def test_other_configuration_and_version(start, tmp_path):
-    flags = [f"--config={SMALL}", f"--workdir={tmp_path / 'run'}"]
+    """JAX finds the two processes by itself; they end, since they are not alike."""
+    flags = ["--distributed", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}"]
     other = "import terminator_jax\nterminator_jax.__version__ = '0.0.9'\n"
     two = [
-        start(0, TRAIN, *flags, "--config.data.in_memory=False"),
-        start(1, other + TRAIN, *flags, "--config.optimizer.learning_rate=0.25"),
+        start(0, TRAIN, *flags, "--config.data.in_memory=False", **slurm(0)),
+        start(1, other + TRAIN, *flags, "--config.optimizer.learning_rate=0.25", **slurm(1)),
     ]
     (_, err), (_, same) = [ends(process, 2) for process in two]
     assert err == same
@@ -249,7 +261,8 @@ def test_a_run_is_stopped_and_goes_on(start, tmp_path):
     assert f"going on from step {stopped}" in out
     assert f"done: {22 * epochs} steps" in out
     steps = [line["step"] for line in lines(tmp_path)]
-    assert steps == sorted(set(steps)) and steps[-1] == 22 * epochs
+    assert steps == sorted(steps) and steps[-1] == 22 * epochs
+    assert set(steps) >= set(range(11, 22 * epochs, 11))
 
 
 def test_many_differences_are_named_shortly():
