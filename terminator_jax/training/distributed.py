@@ -155,15 +155,18 @@ def _check_port(port: int) -> None:
 
 
 def _wait_for_coordinator(host: str, port: int, timeout_s: float) -> None:
-    """Waits until process 0 listens, because JAX would abort the process if it never does."""
+    """Waits until process 0 listens, because JAX would abort the process if it never does.
+
+    Its name may not be known yet either: that of a pod begins with the pod.
+    """
     end = time.monotonic() + timeout_s
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
             return
         except OSError as error:
-            kind = InputError if isinstance(error, socket.gaierror) else SystemFailure
-            if time.monotonic() > end or kind is InputError:
+            if time.monotonic() > end:
+                kind = InputError if isinstance(error, socket.gaierror) else SystemFailure
                 raise kind(f"no process 0 at --coordinator={host}:{port}: {error}") from error
         time.sleep(0.2)
 
@@ -185,11 +188,12 @@ def in_company() -> Iterator[None]:
 
 def _leave(member: _Member, error: Exception) -> None:
     """Ends the process if another one is lost, or sees to it that it ends soon."""
-    own = isinstance(error, InputError)
-    if not own and any(word in str(error) for word in LOST):
+    told = isinstance(error, InputError | OSError)
+    if not told and any(word in str(error) for word in LOST):
         _end(_lost_line(member, f"JAX says: {_one_line(error)}"))
-    code = 2 if told and not isinstance(error, SystemFailure) else 1
-    _end_at_abort("", code)
+    code = 2 if told and not isinstance(error, SystemFailure | OSError) else 1
+    if told:
+        _end_at_abort("", code)
     timer = threading.Timer(LEAVE_S, _end, ("", code))
     timer.daemon = True
     timer.start()
