@@ -57,14 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         compilation_cache.enable()
     with distributed.in_company() if several else contextlib.nullcontext():
         if several:
-            distributed.join(
-                flags.coordinator,
-                flags.num_processes,
-                flags.process_id,
-                method=None if flags.distributed == "auto" else flags.distributed,
-                timeout_s=flags.join_timeout,
-            )
-            distributed.compare(distributed.started_with(configuration))
+            _join(flags, configuration)
         first = jax.process_index() == 0
         if flags.workdir is None and first:
             print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
@@ -134,6 +127,20 @@ def _check_addresses(coordinator: str, num_processes: int, process_id: int) -> N
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise InputError(f"--coordinator is {coordinator!r}, and must be HOST:PORT")
+
+
+def _join(flags: argparse.Namespace, configuration) -> None:
+    """Joins the other processes, which must have been started alike."""
+    from terminator_jax.training import distributed
+
+    distributed.join(
+        flags.coordinator,
+        flags.num_processes,
+        flags.process_id,
+        method=None if flags.distributed == "auto" else flags.distributed,
+        timeout_s=flags.join_timeout,
+    )
+    distributed.compare(distributed.started_with(configuration))
 
 
 def _report(result, workdir: Path) -> None:
