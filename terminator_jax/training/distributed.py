@@ -57,6 +57,8 @@ _set_handler = ctypes.pythonapi.PyOS_setsig
 _set_handler.argtypes, _set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
 _get_handler = ctypes.pythonapi.PyOS_getsig
 _get_handler.argtypes, _get_handler.restype = (ctypes.c_int,), ctypes.c_void_p
+# Held by the thread that ends the process.
+_last_word = threading.Lock()
 # What C may call later must not be collected.
 _kept: list[Any] = []
 
@@ -188,6 +190,8 @@ def in_company() -> Iterator[None]:
 
 def _leave(member: _Member, error: Exception) -> None:
     """Ends the process if another one is lost, or sees to it that it ends soon."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
     told = isinstance(error, InputError | OSError)
     if not told and any(word in str(error) for word in LOST):
         _end(_lost_line(member, f"JAX says: {_one_line(error)}"))
@@ -211,17 +215,11 @@ def _one_line(error: BaseException) -> str:
 
 
 def _end(line: str, code: int = 1) -> NoReturn:
-    """Ends the process at once: Python's way out would wait for the other processes."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    _write(line)
+    """Prints a line and ends the process at once: Python's way out would wait for the others."""
+    _last_word.acquire()  # for ever: two threads may learn of a lost process at the same time
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode() if line else b"")
     os._exit(code)
-
-
-def _write(line: str) -> None:
-    if line:
-        with contextlib.suppress(OSError):
-            os.write(2, f"{line}\n".encode())
 
 
 def _end_at_abort(line: str, code: int = 1) -> None:
@@ -232,8 +230,7 @@ def _end_at_abort(line: str, code: int = 1) -> None:
 
     @_Handler
     def end(_: int) -> None:
-        _write(line)
-        os._exit(code)
+        _end(line, code)
 
     _kept.append(end)
     _set_handler(signal.SIGABRT, ctypes.cast(end, ctypes.c_void_p))

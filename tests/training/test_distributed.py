@@ -268,6 +268,21 @@ def test_a_run_is_stopped_and_goes_on(start, tmp_path):
     assert set(steps) >= set(range(11, 22 * epochs, 11))
 
 
+def test_only_one_thread_has_the_last_word(start):
+    code = """
+import threading
+from terminator_jax.training import distributed
+start = threading.Barrier(20)
+def end():
+    start.wait()
+    distributed._end("error: lost")
+for _ in range(20):
+    threading.Thread(target=end).start()
+"""
+    _, err = ends(start(0, code), 1)
+    assert err == "error: lost\n"
+
+
 def test_many_differences_are_named_shortly():
     facts = [{"seed": number % 2} for number in range(12)]
     assert differences(facts) == [
