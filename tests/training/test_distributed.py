@@ -270,8 +270,10 @@ def test_a_run_is_stopped_and_goes_on(start, tmp_path):
 
 def test_only_one_thread_has_the_last_word(start):
     code = """
-import threading
+import os, threading, time
 from terminator_jax.training import distributed
+exit = os._exit
+os._exit = lambda code: (time.sleep(0.2), exit(code))
 start = threading.Barrier(20)
 def end():
     start.wait()
