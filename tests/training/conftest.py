@@ -86,3 +86,10 @@ def make(monkeypatch):
         return configs.override(config, [f"--config.{field}" for field in fields])
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _compiles_quickly(request):
+    """What is tested here is the trainer; optimized programs are tested where they are written."""
+    if "optimized" not in request.keywords:
+        request.getfixturevalue("unoptimized")

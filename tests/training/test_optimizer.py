@@ -52,11 +52,11 @@ def test_a_clipped_gradient_has_the_norm_asked_for_and_its_direction():
 SGD = ["optimizer.name=sgd", "optimizer.learning_rate=0.1", "dtype=float64"]
 
 
+@pytest.mark.optimized
 def test_8_batches_of_8_train_as_one_of_64(make, tmp_path):
     """Whole runs of a model without batch statistics: parameters and evaluations.
 
-    Compiled with optimizations, which the fixture `x64` leaves out: without them, exponentials of
-    8 rows and of 64 differ by 1e-8.
+    Compiled with optimizations: without them, exponentials of 8 rows and of 64 differ by 1e-8.
     """
     runs = {"whole": ["batch_size=64"], "parts": ["batch_size=8", "accumulate_steps=8"]}
     found = {}
