@@ -14,7 +14,7 @@ export MALLOC_MMAP_MAX_ := 0
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular notebooks owner \
+.PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular notebooks owner faults fuzz \
 	benchmark benchmark-step benchmark-context benchmark-peers benchmark-torch tpu-compile clean
 
 help: ## show this list
@@ -76,6 +76,13 @@ notebooks: $(VENV)/.notebooks ## run the notebooks/*.py and write their .ipynb: 
 	    $$notebook || exit; rm -r $$folder; done
 	@$(VENV)/bin/jupyter nbconvert --log-level=ERROR --to notebook --inplace --ClearMetadataPreprocessor.enabled=True \
 	  --ClearMetadataPreprocessor.clear_notebook_metadata=False notebooks/*.ipynb
+
+faults: $(VENV)/.train ## kill trainings and damage their files, half an hour: docs/reliability.md
+	@PYTHONPATH=benchmarks JAX_PLATFORMS=cpu $(VENV)/bin/python tests/faults/kills.py
+	@PYTHONPATH=benchmarks JAX_PLATFORMS=cpu $(VENV)/bin/python tests/faults/faults.py
+
+fuzz: $(VENV)/.train ## feed damaged inputs to what reads them, minutes: docs/reliability.md
+	@PYTHONPATH=benchmarks JAX_PLATFORMS=cpu $(VENV)/bin/python tests/faults/fuzz.py
 
 owner: ## name the GitHub account that the notebooks are opened and installed from: make owner OWNER=name
 	@test -n "$(OWNER)" || { echo "which account? make owner OWNER=name" >&2; exit 2; }

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     with distributed.in_company() if several else contextlib.nullcontext():
         if several:
             _join(flags, configuration)
-        first = jax.process_index() == 0
+        first = not several or jax.process_index() == 0
         if flags.workdir is None and first:
             print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
         try:
