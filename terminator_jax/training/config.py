@@ -15,11 +15,8 @@ changes what it needs:
 import dataclasses
 import difflib
 import json
-import math
-import re
-import reprlib
 import runpy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from terminator_jax.errors import InputError
 from terminator_jax.training.paths import experiment_file
+from terminator_jax.training.validation import check, find, flatten, short
 
 # The beginning of a flag for an option of the model.
 OPTION_FLAG = "--config.model.options."
@@ -154,74 +152,6 @@ def published_recipe() -> ConfigDict:
     return config
 
 
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
-
-
-_positive = (lambda value: value > 0, "greater than 0")
-_not_negative = (lambda value: value >= 0, "0 or more")
-_unit_interval = (lambda value: 0 <= value < 1, "in [0, 1)")
-
-VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
-    "epochs": _positive,
-    "batch_size": _positive,
-    "accumulate_steps": _positive,
-    "ema_decay": _unit_interval,
-    "eval_batch_size": _positive,
-    "parallel": (lambda value: value in ("pmap", "jit"), "pmap or jit"),
-    "dtype": (
-        lambda value: value in ("float32", "bfloat16", "float64"),
-        "float32, bfloat16 or float64",
-    ),
-    "freeze": (_is_pattern, "a regular expression"),
-    "log_every_steps": _positive,
-    "diagnostics_every_steps": _not_negative,
-    "on_nonfinite": (lambda value: value in ("stop", "skip"), "stop or skip"),
-    "checkpoint_every_steps": _not_negative,
-    "keep_every_epochs": _not_negative,
-    "early_stopping_epochs": _not_negative,
-    "data.resize": _not_negative,
-    "data.eval_fraction": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "data.split_seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
-    "data.std": (lambda value: all(x > 0 for x in value), "greater than 0"),
-    "data.padding": _not_negative,
-    "data.padding_mode": (lambda value: value in ("symmetric", "zeros"), "symmetric or zeros"),
-    "data.rand_augment": _not_negative,
-    "data.rand_augment_strength": (lambda value: 0 <= value <= 1, "in [0, 1]"),
-    "data.mixup_alpha": _not_negative,
-    "data.cutmix_alpha": _not_negative,
-    "data.permutation": (
-        lambda value: sorted(value) == list(range(len(value))),
-        "empty or every number from 0 on once",
-    ),
-    "data.grid": (
-        lambda value: len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value),
-        "two numbers greater than 0",
-    ),
-    "data.hidden": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "data.hidden_seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
-    "loss.label_smoothing": (lambda value: 0 <= value <= 1, "in [0, 1]"),
-    "loss.slow_neural": _not_negative,
-    "loss.l2": _not_negative,
-    "optimizer.name": (
-        lambda value: value in ("kar3", "kar2", "sgd", "adamw"),
-        "kar3, kar2, sgd or adamw",
-    ),
-    "optimizer.learning_rate": _positive,
-    "optimizer.warmup_epochs": _not_negative,
-    "optimizer.beta1": _unit_interval,
-    "optimizer.beta2": _unit_interval,
-    "optimizer.momentum": _unit_interval,
-    "optimizer.weight_decay": _not_negative,
-    "optimizer.clip_norm": _not_negative,
-}
-
-
 def read(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads an experiment's file, applies `overrides` and validates the result.
 
@@ -259,7 +189,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     config = _parse(config, [argument for argument in overrides if argument not in options])
     if options:
         config = _parse(_with_options(config, options), options)
-    check(config)
+    check(config, default_config())
     return config
 
 
@@ -315,20 +245,7 @@ def _check_field(config: ConfigDict, argument: str) -> None:
         return  # the value of the flag before it
     if not flag.removeprefix("no").startswith("config."):
         raise InputError(f"unknown flag {argument!r}: --help lists them; fields are --config.…")
-    _find(config, flag.split(".", 1)[1])
-
-
-def _find(config: ConfigDict, path: str) -> Any:
-    """Returns the value of a field; raises InputError if there is none."""
-    known = dict(_flatten(config))
-    if path in known or any(name.startswith(f"{path}.") for name in known):
-        return known.get(path)
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-    siblings = [name for name in known if name.rpartition(".")[0] == path.rpartition(".")[0]]
-    hint = (
-        f"did you mean config.{near[0]}?" if near else f"there are {', '.join(siblings or known)}"
-    )
-    raise InputError(f"there is no config.{path}: {hint}")
+    find(config, flag.split(".", 1)[1])
 
 
 def _flag_error(config: ConfigDict, error: flags.Error) -> str:
@@ -337,49 +254,8 @@ def _flag_error(config: ConfigDict, error: flags.Error) -> str:
     flag, _, value = text.removeprefix("flag --config.").partition("=")
     if not value:
         return text
-    wanted = type(_find(config, flag)).__name__
+    wanted = type(find(config, flag)).__name__
     return f"config.{flag} must be of type {wanted}, not {value.split(': ')[0]!r}"
-
-
-def check(config: ConfigDict) -> None:
-    """Raises InputError if a field is unknown, missing, of the wrong type or out of range."""
-    known, given = dict(_flatten(default_config())), dict(_flatten(config))
-    for path in given:
-        if not path.startswith("model.options."):
-            _find(default_config(), path)
-    for path, default in known.items():
-        if path not in given:
-            raise InputError(f"config.{path} is missing: start from default_config()")
-        _check_type(path, given[path], default)
-        accepts, wanted = VALIDATORS.get(path, (lambda value: True, ""))
-        if not accepts(given[path]):
-            raise InputError(f"config.{path} is {_short(given[path])}, and must be {wanted}")
-    if config.optimizer.warmup_epochs >= config.epochs:
-        raise InputError(
-            f"config.optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, and must be less "
-            f"than config.epochs, {config.epochs}"
-        )
-
-
-def _check_type(path: str, value: Any, default: Any) -> None:
-    wanted = float if isinstance(default, float) else type(default)
-    fits = isinstance(value, (int, float) if wanted is float else wanted)
-    if not fits or (isinstance(value, bool) and wanted is not bool):
-        raise InputError(f"config.{path} must be of type {wanted.__name__}, not {value!r}")
-    numbers = value if wanted is tuple else [value]
-    if wanted is tuple and not all(isinstance(x, (int, float)) for x in numbers):
-        raise InputError(f"config.{path} must be a tuple of numbers, not {value!r}")
-    if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
-        raise InputError(f"config.{path} is {_short(value)}, and must be finite")
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the dotted path and the value of every field."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def to_json(config: ConfigDict) -> str:
@@ -397,13 +273,13 @@ def from_json(text: str) -> ConfigDict:
     """
     found = _tuples(json.loads(text))
     if not isinstance(found, dict):
-        raise InputError(f"a configuration must be a JSON object, not {_short(found):.40}")
+        raise InputError(f"a configuration must be a JSON object, not {short(found):.40}")
     values = _fill_defaults(found, default_config().to_dict())
     try:
         config = ConfigDict(values)
     except (TypeError, ValueError, AttributeError) as error:  # of a name that no field can have
         raise InputError(f"no configuration: {_one_line(error)}") from error
-    check(config)
+    check(config, default_config())
     return config.lock()
 
 
@@ -431,9 +307,9 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
         >>> differences(default_config(), other)
         ['batch_size (64 there, 32 now)']
     """
-    old, new = dict(_flatten(saved)), dict(_flatten(wanted))
+    old, new = dict(flatten(saved)), dict(flatten(wanted))
     return [
-        f"{path} ({_short(old.get(path))} there, {_short(new.get(path))} now)"
+        f"{path} ({short(old.get(path))} there, {short(new.get(path))} now)"
         for path in sorted((old | new).keys() - RESUMABLE_FIELDS)
         if old.get(path) != new.get(path)
     ]
@@ -446,17 +322,12 @@ def changes(config: ConfigDict) -> list[tuple[str, str, str]]:
         >>> changes(override(default_config(), ["--config.epochs=3"]))
         [('epochs', '3', '30')]
     """
-    known = dict(_flatten(default_config()))
+    known = dict(flatten(default_config()))
     return [
-        (path, _short(value), _short(known[path]) if path in known else "that of the variant")
-        for path, value in _flatten(config)
+        (path, short(value), short(known[path]) if path in known else "that of the variant")
+        for path, value in flatten(config)
         if path not in known or value != known[path]
     ]
-
-
-def _short(value: Any) -> str:
-    """Returns the value as Python writes it, with long tuples shortened."""
-    return reprlib.repr(value) if isinstance(value, tuple) else repr(value)
 
 
 def _one_line(error: BaseException) -> str:

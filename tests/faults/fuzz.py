@@ -32,7 +32,7 @@ from absl import logging
 
 from terminator_jax import convert, load_model, npz, train
 from terminator_jax.errors import InputError
-from terminator_jax.training import cli, history, integrity, loop
+from terminator_jax.training import cli, history, integrity, loop, validation
 from terminator_jax.training import config as configs
 from terminator_jax.training.checkpoint import Checkpoints, check_workdir, latest_step
 from terminator_jax.training.setup import make_run
@@ -136,7 +136,7 @@ def cases(inputs: Inputs) -> dict[str, Case]:
         return configs.from_json(mutate(draw, json.dumps(inputs.json).encode()).decode())
 
     def command_lines(draw: random.Random) -> object:
-        fields = [path for path, _ in configs._flatten(inputs.config)]
+        fields = [path for path, _ in validation.flatten(inputs.config)]
         words = ["--config=digits"]
         for _ in range(draw.randrange(1, 4)):
             field = f"config.{draw.choice(fields)}"

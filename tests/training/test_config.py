@@ -7,6 +7,7 @@ import pytest
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
+from terminator_jax.training import validation
 from terminator_jax.training.optimizer import OPTIMIZERS
 from terminator_jax.training.parallel import MODES
 from terminator_jax.training.tasks import ImageClassification, make_task
@@ -50,7 +51,7 @@ def test_published_recipe():
 
 @pytest.mark.parametrize("field", ["optimizer.name", "parallel"])
 def test_names_that_pass_are_those_of_the_tables(field):
-    accepts, wanted = configs.VALIDATORS[field]
+    accepts, wanted = validation.VALIDATORS[field]
     table = {"optimizer.name": OPTIMIZERS, "parallel": MODES}[field]
     assert all(accepts(name) for name in table)
     assert set(wanted.replace(" or ", ", ").split(", ")) == set(table)
@@ -116,7 +117,7 @@ def test_values_that_are_refused(field, value, says):
     with config.ignore_type():
         config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=says):
-        configs.check(config)
+        validation.check(config, configs.default_config())
 
 
 def test_what_may_change_while_a_run_lasts():
