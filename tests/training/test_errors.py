@@ -23,6 +23,11 @@ def check(result, workdir, says):
     [
         ("epoch=3", "there is no config.epoch: did you mean config.epochs?"),
         ("epochs=many", "config.epochs must be of type int, not 'many'"),
+        ("epochs=²", "config.epochs must be of type int, not '²'"),
+        ("optimizer.learning_rate=inf", "config.optimizer.learning_rate is inf, and must be fini"),
+        ("loss.l2=nan", "config.loss.l2 is nan, and must be finite"),
+        ("data.mean=(1e999,)", "config.data.mean is (inf,), and must be finite"),
+        ("on_nonfinite=ignore", "config.on_nonfinite is 'ignore', and must be stop or skip"),
         ("batch_size=0", "config.batch_size is 0, and must be greater than 0"),
         ("batch_size=2000", "digits train has 1437 pictures, and config.batch_size, 2000"),
         ("optimizer.name=kar4", "config.optimizer.name is 'kar4', and must be kar3, kar2, sgd or"),

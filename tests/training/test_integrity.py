@@ -1,6 +1,7 @@
 """Checkpoints that were damaged on the disk, and states that are not finite."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,26 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(finished, 
     assert (finished / "damaged" / "44" / "state" / "d" / file.name).exists()
     assert parameters(finished) == expected
     assert integrity.problem(finished / "checkpoints", 44) == ""
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[]", b"[" * 100_000])
+def test_a_configuration_that_is_lost_or_damaged_is_written_again(finished, content, capsys):
+    file, expected = finished / "config.json", (finished / "config.json").read_text()
+    shutil.rmtree(finished / "checkpoints" / "44")
+    file.unlink() if content is None else file.write_bytes(content)
+    assert loop.train(config("keep_every_epochs=1"), finished).is_done
+    err = capsys.readouterr().err
+    assert "it is written again as --config says" in err and "config.json" in err
+    assert file.read_text() == expected
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "events.out.*", "README.md", "model.safetensors"])
+def test_damage_to_other_files_blocks_no_run(finished, name):
+    shutil.rmtree(finished / "checkpoints" / "44")
+    for file in finished.glob(name):
+        file.write_bytes(np.random.default_rng(0).bytes(3000))
+    assert loop.train(config("keep_every_epochs=1"), finished).step == 44
+    assert steps(finished) == [22, 44]
 
 
 def test_a_damaged_checkpoint_is_not_evaluated(finished):

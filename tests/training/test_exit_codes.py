@@ -1,0 +1,69 @@
+"""What a command prints and returns when something goes wrong."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from terminator_jax.errors import InputError, SystemFailure
+from terminator_jax.training import cli
+
+
+def run(error, capsys, extra=""):
+    def command(arguments):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command, extra=extra)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("no such thing"), 2, "error: no such thing\n"),
+        (SystemFailure("no room"), 1, "error: no room\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a"), 1, "error: a: No such file\n"),
+        (OSError("strange"), 1, "error: strange\n"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+        (MemoryError(), 1, "error: not enough memory: allocate less, such as a smaller batch\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.\nmore"),
+            1,
+            "error: not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.\n",
+        ),
+    ],
+)
+def test_one_line_and_a_code(error, code, line, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_silence", lambda stream: None)
+    assert run(error, capsys) == (code, line)
+
+
+def test_a_missing_package_is_named_with_its_extra(capsys):
+    error = ModuleNotFoundError("No module named 'onnx'", name="onnx.helper")
+    hint = "error: onnx is not installed: pip install 'terminator-jax[onnx]'\n"
+    assert run(error, capsys, extra="onnx") == (1, hint)
+
+
+def test_a_bug_keeps_its_traceback(capsys):
+    def command(arguments):
+        error = ZeroDivisionError("division by zero")
+        error.add_note("the log is runs/a/log.jsonl")
+        raise error
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(command)
+    line = capsys.readouterr().err
+    assert line.startswith("error: this is a bug") and "; the log is runs/a/log.jsonl\n" in line
+
+
+@pytest.mark.parametrize(("output", "code"), [("/dev/full", 1), ("/dev/null", 0)])
+def test_output_that_cannot_be_written(output, code):
+    program = "from terminator_jax.training import cli\ncli.run(lambda a: print('x' * 9) or 0)"
+    with open(output, "w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
+    said = "error: No space left on device\n" if code else ""
+    assert (done.returncode, done.stderr) == (code, said)
