@@ -10,8 +10,8 @@ from terminator_jax.training import cli, report
 DESCRIPTION = """\
 Evaluates a checkpoint of a run, the best one unless told otherwise.
 
-Prints accuracy, loss (the mean negative log-likelihood) and, for classes, the top-5 accuracy, the
-expected calibration error, and for each class its accuracy and what it was taken for.
+Prints accuracy, loss (the mean negative log-likelihood) and, for classifiers, the top-5 accuracy,
+the expected calibration error, and for each class its accuracy and what it was taken for.
 
     python -m terminator_jax.evaluate --config=digits
     python -m terminator_jax.evaluate --workdir=runs/digits --step=440
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--size", default=0, type=int, help="pixels per side (default: as trained)")
     parser.add_argument(
         "--statistics", default="running", choices=("running", "batch"),
-        help="what standardizes: the averages of training, or the statistics of each batch, as the "
-        "published results have it (default: running)",
+        help="which statistics the model normalizes with: the averages of training, or those of "
+        "each batch, as the published results do (default: running)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print all scores as one JSON object")
     parser.add_argument(
@@ -62,13 +62,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print(found) -> None:
     """Prints an `Evaluation` for people."""
-    from terminator_jax.training.tasks import METRICS
-
     scores = found.scores
-    metrics = "".join(f"{name} {scores[name]:.4f}  " for name in METRICS)
+    metrics = "".join(f"{name} {scores[name]:.4f}  " for name in found.metrics)
     print(f"step {found.step}: {metrics}{scores['count']:.0f} {found.unit}")
     averages = [
-        f"{name} {scores[f'ema_{name}']:.4f}" for name in METRICS if f"ema_{name}" in scores
+        f"{name} {scores[f'ema_{name}']:.4f}" for name in found.metrics if f"ema_{name}" in scores
     ]
     if averages:
         print("averages: " + "  ".join(averages))

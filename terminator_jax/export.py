@@ -14,12 +14,13 @@ Exports the trained model of a run as a file that other programs run.
     python -m terminator_jax.export runs/digits digits.onnx           # for ONNX Runtime
     python -m terminator_jax.export runs/digits digits.safetensors    # for load_model
 
-MODEL is the directory of a run, or its file model.safetensors. The format is that of OUT's name:
+MODEL is the directory of a run, or its file model.safetensors. The format goes by the
+suffix of OUT:
 
-    stablehlo    a zip (the default): the program by jax.export for CPU, CUDA and TPU and any batch,
-                 its classes, size and normalization in JSON, and the lines that load it
-    onnx         for ONNX Runtime and others, any batch; minutes for a large network
-    safetensors  the weights, with the configuration as metadata
+    stablehlo    .zip, and any other suffix: the program by jax.export for CPU, CUDA and TPU and
+                 any batch, its classes, size and normalization in JSON, and the lines that load it
+    onnx         .onnx: for ONNX Runtime and others, any batch; minutes for a large network
+    safetensors  .safetensors: the weights, with the configuration as metadata
 
 The program takes pictures as they are stored, uint8, and gives logits.
 """
@@ -32,9 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help="a run's directory, or a .safetensors file")
     parser.add_argument("out", metavar="OUT", type=Path, help="the file to write")
-    parser.add_argument("--format", choices=SUFFIXES.values(), help="default: by the name of OUT")
+    parser.add_argument("--format", choices=SUFFIXES.values(), help="default: by the suffix of OUT")
     parser.add_argument(
-        "--bits", type=int, choices=BITS, default=8, help="of a picture's values (default: 8)"
+        "--bits",
+        type=int,
+        choices=BITS,
+        default=8,
+        help="of the values of the pictures, as in training (default: 8)",
     )
     flags = parser.parse_args(arguments)
     form = flags.format or SUFFIXES.get(flags.out.suffix, "stablehlo")

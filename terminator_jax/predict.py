@@ -26,8 +26,9 @@ MODEL is the directory of a run, or a file model.safetensors. PATH is
     an .npy file of uint8 or uint16: one picture (height, width, channels), or several
     - for standard input: a picture, an .npy, or names of such files, one a line
 
-Pictures are read and resized as in training. What cannot be read, or does not fit the model, is
-named on standard error and left out, and the exit code is then 1.
+Pictures are resized only if the run set config.data.resize; for others there is --fit. The output
+has the name of each picture, and its most likely classes with their probabilities. What cannot be
+read, or does not fit the model, is named on standard error and left out, and the exit code is 1.
 """
 FORMATS = ("table", "jsonl", "csv")
 NAMED = 5  # files of other kinds, by name
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help="a run's directory, or a .safetensors file")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="pictures: see above")
-    parser.add_argument("--top", type=int, default=3, help="classes of a picture (default: 3)")
+    parser.add_argument(
+        "--top", type=int, default=3, help="how many classes to give for each picture (default: 3)"
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     parser.add_argument(
         "--fit", action="store_true", help="scale and convert pictures of another size or colour"

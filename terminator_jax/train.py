@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import os
 import signal
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
 
 from terminator_jax.errors import InputError
-from terminator_jax.training import cli
+from terminator_jax.training import cli, paths
 
 DESCRIPTION = """\
 Trains a model, or resumes a run that was stopped.
@@ -18,9 +19,10 @@ Trains a model, or resumes a run that was stopped.
     python -m terminator_jax.train --config=digits
     python -m terminator_jax.train --config=experiments/cifar10.py --config.epochs=20
 
-An experiment is a Python file, or the bare name of one that comes with the package. Every field
-of its configuration can be changed: --config.optimizer.learning_rate=0.002
---config.model.options.num_classes=5
+An experiment is a Python file, or else the bare name of one that comes with the package (listed
+below). It sets fields of a configuration. All fields and their defaults are in default_config() of
+terminator_jax/training/config.py, and each can be changed by a flag, as in
+--config.optimizer.learning_rate=0.002 or --config.model.options.num_classes=5
 
 Call the same command again to resume after Ctrl-C or a crash. SIGTERM and SIGHUP save like Ctrl-C,
 and the exit code is then 0. Watch: tensorboard --logdir=runs
@@ -33,7 +35,9 @@ docs/scaling.md
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags, trains and prints where everything is; returns the exit code."""
-    parser = cli.Parser(DESCRIPTION)
+    parser = cli.Parser(
+        DESCRIPTION, "Experiments:\n" + textwrap.fill(", ".join(paths.experiments()))
+    )
     parser.add_argument(
         "--config", required=True, metavar="EXPERIMENT", help="a configuration file, or its name"
     )

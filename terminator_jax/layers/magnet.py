@@ -1,7 +1,7 @@
 """MAGNet, the coordinate network that generates kernels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,10 +86,10 @@ class MAGNet(nnx.Module):
         return values.reshape(*self.size, self.features)
 
 
-def generate_kernels(nets: Sequence[MAGNet]) -> list[jax.Array]:
+def generate_kernels(nets: Sequence[Callable[[], jax.Array]]) -> list[jax.Array]:
     """Computes `[net() for net in nets]`, with one `vmap` for all networks of a width and depth.
 
-    One call for each network would take longer to compile.
+    One call for each network would take longer to compile. One that is no MAGNet is called.
 
     Example:
       >>> nets = [MAGNet((n, n), 3, hidden=8, rngs=nnx.Rngs(n)) for n in (4, 5)]
@@ -97,9 +97,12 @@ def generate_kernels(nets: Sequence[MAGNet]) -> list[jax.Array]:
       [(4, 4, 3), (5, 5, 3)]
     """
     same_shape: dict[Any, list[int]] = {}
-    for n, net in enumerate(nets):
-        same_shape.setdefault((net.gabor_weight.shape, net.gabor_weight.dtype), []).append(n)
     kernels: list[Any] = [None] * len(nets)
+    for n, net in enumerate(nets):
+        if isinstance(net, MAGNet):
+            same_shape.setdefault((net.gabor_weight.shape, net.gabor_weight.dtype), []).append(n)
+        else:
+            kernels[n] = net()
     for members in same_shape.values():
         for n, values in zip(members, _evaluate_stacked([nets[n] for n in members]), strict=True):
             kernels[n] = nets[n].kernel(values)

@@ -57,16 +57,16 @@ class SlowKernels(NamedTuple):
     """What a block's slow networks give (or the networks) that do not depend on the input.
 
     Attributes:
-      gate: of the hyper-channel interaction, `(C,)`.
-      channel: of the hyper interaction, `(C,)`.
-      spatial: of the hyper interaction, `(*size,)`.
-      hyper: the hyper-kernel, `(*size, C)`.
+      h_channel: of the hyper-channel interaction, which makes the map h, `(C,)`.
+      i_channel: of the hyper interaction, which makes the map i, `(C,)`.
+      i_spatial: of the same, `(*size,)`.
+      kernel: the hyper-kernel K, `(*size, C)`.
     """
 
-    gate: Any
-    channel: Any
-    spatial: Any
-    hyper: Any
+    h_channel: Any
+    i_channel: Any
+    i_spatial: Any
+    kernel: Any
 
 
 def concat_order(branches: int, skips: int) -> tuple[str, ...]:
@@ -201,6 +201,11 @@ class SFNEBlock(nnx.Module):
     ) -> jax.Array:
         """Applies the block.
 
+        With K the hyper-kernel, ∘ the operator and IS instance standardization, the bottleneck
+        reads these maps: `K̂ = x ⊙ K`, `f = IS(RGU₂(K̂) + RGU₁(x))`, `u = IS(W x)`, h = IS(x gated by
+        its channels), `o = K̂ ∘ f`, `o_u = K̂ ∘ u`, `o_h = K̂ ∘ h`, `s = SiLU(o)`, i = x gated by o,
+        `l1` and so on, the local branches, and the skips.
+
         Args:
           x: `(batch, *size, C)`.
           skips: earlier maps `(batch, *size, channels)`, as announced to the constructor.
@@ -216,13 +221,13 @@ class SFNEBlock(nnx.Module):
         if self.implementation != "reference":
             return self.dropout(self._fused(x, skips, kernels), rngs=rngs)
 
-        hyper = x * kernels.hyper.astype(x.dtype)[None]  # K̂ = x ⊙ K
-        f = self._standardize(self.rgu2(hyper) + self.rgu1(x))
+        k_hat = x * kernels.kernel.astype(x.dtype)[None]
+        f = self._standardize(self.rgu2(k_hat) + self.rgu1(x))
         u = self._standardize(self.mixer(x))
-        h = self._standardize(self.channel_interaction(x, kernels.gate))
-        o, o_u, o_h = (self._operate(hyper, z) for z in (f, u, h))  # K̂ ∘ f, K̂ ∘ u, K̂ ∘ h
-        s = jax.nn.sigmoid(o) * o
-        i = self.hyper_interaction(o, x, kernels.channel, kernels.spatial)
+        h = self._standardize(self.channel_interaction(x, kernels.h_channel))
+        o, o_u, o_h = (self._operate(k_hat, z) for z in (f, u, h))
+        s = jax.nn.silu(o)
+        i = self.hyper_interaction(o, x, kernels.i_channel, kernels.i_spatial)
         local = self.local(dict(x=x, u=u, h=h), method=REFERENCE_CONVOLUTION)
 
         maps = dict(o=o, f=f, o_u=o_u, s=s, o_h=o_h, i=i)
@@ -238,15 +243,17 @@ class SFNEBlock(nnx.Module):
     def slow_nets(self) -> SlowKernels:
         """Returns the slow networks that do not depend on the input."""
         interaction = self.hyper_interaction
-        gate = self.channel_interaction.channel
-        return SlowKernels(gate, interaction.channel, interaction.spatial, self.slow_net)
+        return SlowKernels(
+            h_channel=self.channel_interaction.channel, i_channel=interaction.channel,
+            i_spatial=interaction.spatial, kernel=self.slow_net,
+        )  # fmt: skip
 
     def _standardize(self, x: jax.Array) -> jax.Array:
         return instance_standardize(x, causal=self.causal)
 
-    def _operate(self, hyper: jax.Array, z: jax.Array) -> jax.Array:
+    def _operate(self, k_hat: jax.Array, z: jax.Array) -> jax.Array:
         result = hyperzzw.operate(
-            self.operator, hyper, z, causal=self.causal, method=REFERENCE_CONVOLUTION
+            self.operator, k_hat, z, causal=self.causal, method=REFERENCE_CONVOLUTION
         )
         return result if self.operator_scale == 1 else self.operator_scale * result
 
@@ -255,7 +262,10 @@ class SFNEBlock(nnx.Module):
         return jnp.tile(skip, (1,) * (skip.ndim - 1) + (repeats,))
 
     def _fused(self, x: jax.Array, skips: Sequence[jax.Array], kernels: SlowKernels) -> jax.Array:
-        """The formula of `__call__` before dropout, in fewer operations."""
+        """Computes the formula of `__call__` before dropout, in fewer operations.
+
+        The local slow networks, which read the maps, are called from there.
+        """
         first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
         weights, settings = fused_weights(self, kernels), fused_settings(self)
         return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
@@ -274,7 +284,7 @@ def fused_weights(block: SFNEBlock, kernels: SlowKernels) -> SFNEWeights:
     scalars = enumerate(block.local.scalar[...], start=1)
     constants = [scalar * jnp.sum(bottleneck[f"l{n}"], axis=0) for n, scalar in scalars]
     return SFNEWeights(
-        *(kernels.hyper, kernels.gate, kernels.channel, kernels.spatial),
+        **kernels._asdict(),
         rgus=(block.rgu1.fused_weights(), block.rgu2.fused_weights()),
         mixer=block.mixer.kernel[...], local_mixer=block.local.mixer_weight[...],
         local_bias=block.local.mixer_bias[...].reshape(-1), bottleneck=bottleneck,
@@ -287,7 +297,7 @@ def fused_settings(block: SFNEBlock) -> SFNESettings:
     return SFNESettings(
         block.operator, block.operator_scale, block.causal, block.groups,
         local=tuple(branch.applied_to for branch in block.local.branches),
-        local_kernels=block.local.kernels, axis_name=block.axis_name,
+        make_local_kernels=block.local.kernels, axis_name=block.axis_name,
         track_local=functools.partial(track, block.local.averages),
         track_output=functools.partial(track, block.averages),
     )  # fmt: skip

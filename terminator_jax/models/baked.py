@@ -29,7 +29,7 @@ class BakedSFNEBlock(nnx.Module):
         maps = {name: jnp.zeros((block.channels, 1, *block.size)) for name in ("x", "u", "h")}
         self.local_kernels = nnx.List(nnx.Param(k) for k in block.local.kernels(maps))
         self.settings = dataclasses.replace(
-            fused_settings(block), axis_name=None, folded=True, local_kernels=None,
+            fused_settings(block), axis_name=None, folded=True, make_local_kernels=None,
             track_local=None, track_output=None,
         )  # fmt: skip
         local, output = (
@@ -64,7 +64,7 @@ class BakedSFNEBlock(nnx.Module):
             bottleneck=_values(self.bottleneck), **_values(self.weights),
         )  # fmt: skip
         kernels = [kernel[...] for kernel in self.local_kernels]
-        settings = dataclasses.replace(self.settings, local_kernels=lambda maps: kernels)
+        settings = dataclasses.replace(self.settings, make_local_kernels=lambda maps: kernels)
         return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
 
 

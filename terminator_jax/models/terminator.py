@@ -272,7 +272,7 @@ class Terminator(nnx.Module):
         logits = self.head(jnp.mean(x, space, dtype=at_least_float32(x.dtype)))
         if not intermediates:
             return logits
-        return logits, Intermediates([k.hyper for k in kernels], features)
+        return logits, Intermediates([k.kernel for k in kernels], features)
 
     def resized(self, size: tuple[int, ...]) -> "Resized":
         """Returns the same network on a finer or coarser grid, with a list of changes.

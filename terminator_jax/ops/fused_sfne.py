@@ -65,10 +65,10 @@ class SFNEWeights(NamedTuple):
     """The weights of a block and the kernels that its slow networks give.
 
     Attributes:
-      hyper: `(*size, C)`, the hyper-kernel.
-      gate: `(C,)`, the kernel of the hyper-channel interaction.
-      channel: `(C,)`, that of the hyper interaction over the channels.
-      spatial: `(*size,)`, that of the hyper interaction over the positions.
+      h_channel: `(C,)`, the kernel of the hyper-channel interaction.
+      i_channel: `(C,)`, that of the hyper interaction over the channels.
+      i_spatial: `(*size,)`, that of the hyper interaction over the positions.
+      kernel: `(*size, C)`, the hyper-kernel.
       rgus: of x and of the hyper-kernel times x.
       mixer: `(C, C)`.
       local_mixer: `(branches, C, C)`.
@@ -78,10 +78,10 @@ class SFNEWeights(NamedTuple):
       bias: the scalar after the last activation.
     """
 
-    hyper: jax.Array
-    gate: jax.Array
-    channel: jax.Array
-    spatial: jax.Array
+    h_channel: jax.Array
+    i_channel: jax.Array
+    i_spatial: jax.Array
+    kernel: jax.Array
     rgus: tuple[RGUWeights, RGUWeights]
     mixer: jax.Array
     local_mixer: jax.Array
@@ -97,8 +97,8 @@ class SFNESettings:
 
     Attributes:
       local: the names of the maps that each local branch convolves.
-      local_kernels: from the named maps, channels first, to a kernel `(*size, C)` for each local
-        branch.
+      make_local_kernels: from the named maps, channels first, to a kernel `(*size, C)` for each
+        local branch; in a layer it evaluates the local slow networks, which keep running averages.
       track_local: gives the moments to use after the local mixers, see `batch_standardize`.
       track_output: gives those to use after the bottleneck.
       folded: whether the weights hold what these moments make of them, see `fold`.
@@ -109,7 +109,7 @@ class SFNESettings:
     causal: bool
     groups: int
     local: Sequence[str]
-    local_kernels: Callable[[Mapping[str, jax.Array]], Sequence[jax.Array]]
+    make_local_kernels: Callable[[Mapping[str, jax.Array]], Sequence[jax.Array]]
     axis_name: AxisName = None
     track_local: Track | None = None
     track_output: Track | None = None
@@ -130,12 +130,12 @@ def fused_sfne(
     Returns:
       `(λC, batch, *size)`.
     """
-    hyper = x * broadcast_channels(to_channels_first(weights.hyper)[:, None], x)
-    f = _standardize(_rgu_pair(x, hyper, weights.rgus, settings), settings)
+    k_hat = x * broadcast_channels(to_channels_first(weights.kernel)[:, None], x)
+    f = _standardize(_rgu_pair(x, k_hat, weights.rgus, settings), settings)
     u = _standardize(pointwise(x, weights.mixer), settings)
-    h = _gate_channels(x, weights.gate, settings)
+    h = _gate_channels(x, weights.h_channel, settings)
     operator = hyperzzw.OPERATORS[settings.operator]
-    results = operator(hyper, [f, u, h], causal=settings.causal)
+    results = operator(k_hat, [f, u, h], causal=settings.causal)
     o, o_u, o_h = (_scale(result, settings.operator_scale) for result in results)
     local = _local_branches({"x": x, "u": u, "h": h}, weights, settings)
     i = _interact(o, x, weights, settings)
@@ -146,7 +146,7 @@ def fused_sfne(
         jnp.concatenate(list(maps.values())), jnp.concatenate([rows[name] for name in maps])
     )
     if settings.folded:
-        # The groups of the batch have mean 0 and variance 1.
+        # The weights hold the moments of the groups of the batch: these are only passed through.
         y = y + broadcast_channels(weights.output_bias, y)
         track = _standard
     else:
@@ -188,23 +188,23 @@ def fold(
 
 
 def _standard(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
-    """Moments with which `normalize` changes nothing."""
+    """Returns moments with which `normalize` changes nothing."""
     del of_batch
     return jnp.zeros(shape), jnp.full(shape, 1 - EPSILON)
 
 
 def _cumulative(settings: SFNESettings) -> int | None:
-    """The axis that statistics are cumulative along."""
+    """Returns the axis that statistics are cumulative along."""
     return 2 if settings.causal else None
 
 
 def _space(x: jax.Array, settings: SFNESettings) -> tuple[int, ...]:
-    """The axes that statistics of one sample are taken over."""
+    """Returns the axes that statistics of one sample are taken over."""
     return () if settings.causal else spatial_axes(x)
 
 
 def _standardize(x: jax.Array, settings: SFNESettings) -> jax.Array:
-    """IS."""
+    """Standardizes each sample and channel over its positions (IS)."""
     if settings.causal:
         return standardize(x, (), cumulative=_cumulative(settings))
     return normalize(x, *centered(*spatial_moments(x)), EPSILON)
@@ -215,11 +215,11 @@ def _scale(x: jax.Array, scale: float) -> jax.Array:
 
 
 def _rgu_pair(
-    x: jax.Array, hyper: jax.Array, rgus: Sequence[RGUWeights], settings: SFNESettings
+    x: jax.Array, k_hat: jax.Array, rgus: Sequence[RGUWeights], settings: SFNESettings
 ) -> jax.Array:
-    """`RGU₁(x) + RGU₂(hyper)`, with one product for both `W_y`."""
+    """Computes `RGU₁(x) + RGU₂(K̂)`, with one product for both `W_y`."""
     gated = []
-    for map_, rgu in zip((x, hyper), rgus, strict=True):
+    for map_, rgu in zip((x, k_hat), rgus, strict=True):
         k, q = jnp.split(pointwise(map_, rgu.kernel, rgu.bias), 2)
         gate = gelu(_standardize(k * q, settings))
         gated.append(gate + broadcast_channels(rgu.position[None, None], gate))
@@ -227,7 +227,7 @@ def _rgu_pair(
 
 
 def _gate_channels(x: jax.Array, kernel: jax.Array, settings: SFNESettings) -> jax.Array:
-    """IS of the hyper-channel interaction."""
+    """Computes h, the standardized hyper-channel interaction."""
     mean, square = moments(x, _space(x, settings), cumulative=_cumulative(settings))
     _, variance = centered(mean, square)
     gate = jax.nn.sigmoid(hyperzzw.quadratic_gate(mean, broadcast_channels(kernel, mean)))
@@ -240,18 +240,18 @@ def _gate_channels(x: jax.Array, kernel: jax.Array, settings: SFNESettings) -> j
 def _interact(
     o: jax.Array, x: jax.Array, weights: SFNEWeights, settings: SFNESettings
 ) -> jax.Array:
-    """The hyper interaction of (o, x)."""
+    """Computes i, the hyper interaction of o and x."""
     mean = average(o, _space(o, settings), cumulative=_cumulative(settings))
-    channel = hyperzzw.quadratic_gate(mean, broadcast_channels(weights.channel, mean))
-    spatial = hyperzzw.quadratic_gate(average(o, (0,)), weights.spatial[None, None])
+    channel = hyperzzw.quadratic_gate(mean, broadcast_channels(weights.i_channel, mean))
+    spatial = hyperzzw.quadratic_gate(average(o, (0,)), weights.i_spatial[None, None])
     return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)
 
 
 def _local_branches(
     maps: Mapping[str, jax.Array], weights: SFNEWeights, settings: SFNESettings
 ) -> jax.Array:
-    """All local branches, one after the other along the channels."""
-    kernels = [to_channels_first(kernel)[:, None] for kernel in settings.local_kernels(maps)]
+    """Computes all local branches, one after the other along the channels."""
+    kernels = [to_channels_first(kernel)[:, None] for kernel in settings.make_local_kernels(maps)]
     padding = "causal" if settings.causal else "same"
     sources = [maps[name] for name in settings.local]
     y = convolve_per_map(sources, kernels, padding=padding, correlate=True)

@@ -243,6 +243,11 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def wait_for_all() -> None:
+    """Waits until all processes have called this."""
+    any_process(False)
+
+
 def stop_together(signal_seen: bool, step: int) -> bool:
     """Returns whether to stop after this step: True at the same step in all processes.
 

@@ -44,12 +44,14 @@ class Evaluation(NamedTuple):
         scores: the metrics, and their `count`.
         unit: what `scores["count"]` counts.
         baselines: losses by name that need no model.
+        metrics: those of the scores that the task averages.
     """
 
     step: int
     scores: dict[str, Any]
     unit: str
     baselines: Scalars
+    metrics: tuple[str, ...]
 
 
 def make_evaluate(run: Run, statistics: str = "running") -> Callable[[], Scalars]:
@@ -139,7 +141,7 @@ def evaluate_checkpoint(
         run.eval_data = run.eval_data.load()
     describe = _describe if isinstance(run.task, ImageClassification) else _average
     scores = describe(run, statistics, bar)
-    return Evaluation(chosen, scores, run.task.unit_of_evaluation, baselines)
+    return Evaluation(chosen, scores, run.task.unit_of_evaluation, baselines, run.task.metrics)
 
 
 def _average(run: Run, statistics: str, bar: bool) -> Scalars:

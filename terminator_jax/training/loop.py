@@ -22,7 +22,12 @@ from terminator_jax.training.checkpoint import (
 )
 from terminator_jax.training.config import ConfigDict
 from terminator_jax.training.diagnostics import make_diagnose
-from terminator_jax.training.distributed import any_process, compare_run, stop_together
+from terminator_jax.training.distributed import (
+    any_process,
+    compare_run,
+    stop_together,
+    wait_for_all,
+)
 from terminator_jax.training.evaluation import make_evaluate
 from terminator_jax.training.initial import initialize
 from terminator_jax.training.interrupt import StopSignals
@@ -32,7 +37,6 @@ from terminator_jax.training.metrics import Scalars
 from terminator_jax.training.recorder import Recorder
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.step import make_train_step
-from terminator_jax.training.tasks import METRICS
 from terminator_jax.training.trace import Trace
 
 
@@ -83,12 +87,12 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
     if jax.process_index() == 0:
         for line in set_damaged_aside(workdir):
             print(line, flush=True)
-    any_process(False)  # the others wait for it
+    wait_for_all()
     step = latest_step(workdir) or 0
     compare_run(run.train_data, run.eval_data, step)
     _check_epochs(run, workdir, step)
     already_finished = step == run.total_steps or _is_stale(run, history.read(workdir, step))
-    news = _news(run, saved)
+    messages = _initialize(run, saved)
     if not already_finished:
         run.load_data()
 
@@ -102,7 +106,7 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
         checkpoints = _checkpoints(run, workdir, read_only=already_finished)
         stack.enter_context(contextlib.closing(checkpoints))
         if not already_finished:
-            step, signal = _train(run, workdir, checkpoints, news, command)
+            step, signal = _run_steps(run, workdir, checkpoints, messages, command)
         elif not (workdir / card.FILE_NAME).exists():  # a run of an older version
             with contextlib.suppress(OSError):
                 card.write(workdir, run, step, history.read(workdir, step))
@@ -143,7 +147,7 @@ def _check_epochs(run: Run, workdir: Path, step: int) -> None:
         )
 
 
-def _news(run: Run, saved: ConfigDict | None) -> list[str]:
+def _initialize(run: Run, saved: ConfigDict | None) -> list[str]:
     """Takes initial values from another model, if asked to; returns lines to be printed.
 
     Args:
@@ -161,8 +165,8 @@ def _news(run: Run, saved: ConfigDict | None) -> list[str]:
     return []
 
 
-def _train(
-    run: Run, workdir: Path, checkpoints: Checkpoints, news: Sequence[str], command: str
+def _run_steps(
+    run: Run, workdir: Path, checkpoints: Checkpoints, messages: Sequence[str], command: str
 ) -> tuple[int, Signals | None]:
     """Trains from the last checkpoint, if any; returns the step at which it stopped, and why."""
     config = run.config
@@ -178,7 +182,7 @@ def _train(
     trace = Trace(workdir, enabled=jax.process_index() == 0 and config.profile)
     step = start
     with recorder.logs as logs, trace, StopSignals() as signals:
-        for line in (_describe_run(run, start), *news):
+        for line in (_describe_run(run, start), *messages):
             logs.info(line)
         _log_baselines(run, logs)
         recorder.write_card(step)
@@ -220,7 +224,7 @@ def _make_logs(run: Run, workdir: Path, start: int) -> Logs:
         steps_per_epoch=run.steps_per_epoch,
         enabled=jax.process_index() == 0,
         unit=run.task.unit_of_speed,
-        shown=tuple(METRICS),
+        shown=run.task.metrics,
     )
 
 

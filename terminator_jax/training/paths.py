@@ -25,6 +25,11 @@ EXPERIMENTS = next(
 PATTERN_CHARACTERS = "[]*?"
 
 
+def experiments() -> list[str]:
+    """Returns the names of the experiments that come with the package."""
+    return sorted(file.stem for file in EXPERIMENTS.glob("*.py"))
+
+
 def experiment_file(name: str | Path) -> Path:
     """Returns the file of an experiment.
 
@@ -46,7 +51,7 @@ def experiment_file(name: str | Path) -> Path:
         bundled = EXPERIMENTS / f"{path.stem}.py"
         if bundled.is_file():
             return bundled
-    known = sorted(file.stem for file in EXPERIMENTS.glob("*.py"))
+    known = experiments()
     near = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"experiments are {', '.join(known)}"
     raise InputError(f"there is no configuration file or experiment {str(name)!r}: {hint}")

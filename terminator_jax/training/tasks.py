@@ -1,7 +1,8 @@
 """The tasks: what a model is trained for, each as one class.
 
 A task opens its data, makes its model, and computes the loss and the evaluation of a batch. A new
-one is a class and a line in `TASKS`; a new metric is a function and a line in `METRICS`.
+one is a class and a line in `TASKS`; a new metric is a function and a line in `METRICS`, and in
+`history.LOWER_IS_BETTER` if the smallest value is the best.
 """
 
 import dataclasses
@@ -78,7 +79,7 @@ class Task:
         """Opens a split of the data set.
 
         Returns:
-            Examples with `len`, `name`, `classes`, `read(indices)` and `load()`.
+            Examples with `len`, `name`, `shape`, `classes`, `read(indices)` and `load()`.
 
         Raises:
             InputError: if there is no such split, or it does not fit the model.
@@ -88,8 +89,9 @@ class Task:
     def augmentations(
         self, examples: Any, process: Process
     ) -> Sequence[grain.transforms.RandomMap]:
-        """Returns the augmentations of training batches, in their order."""
-        raise NotImplementedError
+        """Returns the augmentations of training batches, in their order; none by default."""
+        del examples, process
+        return ()
 
     def loss(
         self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs | None
@@ -102,7 +104,7 @@ class Task:
         raise NotImplementedError
 
     def eval_step(self, model: nnx.Module, batch: Batch) -> Metrics:
-        """Computes the sums of `METRICS` over an evaluation batch without its padding.
+        """Computes the sums of `metrics` over an evaluation batch without its padding.
 
         Returns:
             `count` and a sum for each metric.
@@ -118,6 +120,11 @@ class Task:
         """Computes losses that need no model, by name, of the same evaluation."""
         del train, evaluation
         return {}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what `eval_step` sums, besides `count`, in the order of printing."""
+        return tuple(METRICS)
 
     @property
     def best_metric(self) -> str:
@@ -440,14 +447,15 @@ def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
     """
     if config.dtype == "float64" and not jax.config.jax_enable_x64:
         raise InputError("config.dtype is 'float64', which needs JAX_ENABLE_X64=1")
-    averaged = [PREFIX + name for name in METRICS] if config.ema_decay else []
-    if config.best_metric and config.best_metric not in (names := [*METRICS, *averaged]):
-        raise InputError(
-            f"config.best_metric is {config.best_metric!r}, and must be one of {', '.join(names)}"
-        )
     model = config.model
     try:
         model_config = make_config(model.name, model.variant, model.options.to_dict())
     except ValueError as error:
         raise InputError(str(error)) from error
-    return TASKS[model.name](config, model_config, axis_name)
+    task = TASKS[model.name](config, model_config, axis_name)
+    averaged = [PREFIX + name for name in task.metrics] if config.ema_decay else []
+    if config.best_metric and config.best_metric not in (names := [*task.metrics, *averaged]):
+        raise InputError(
+            f"config.best_metric is {config.best_metric!r}, and must be one of {', '.join(names)}"
+        )
+    return task
