@@ -96,9 +96,9 @@ def converter(run_python):
         """
         import warnings
         warnings.simplefilter("ignore")
-        import jax2onnx
+        import jax, jax2onnx
         try:
-            jax2onnx.to_onnx(lambda x: x + 1, [(2, 3)])
+            jax2onnx.to_onnx(lambda x: jax.nn.gelu(jax.nn.silu(x)), [(2, 3)])
         except Exception as error:
             print(error)
         """

@@ -193,10 +193,10 @@ class Checkpoints:
         )
         try:
             found = self._manager.restore(step, args=items)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever damaged files make orbax raise
             raise InputError(
                 f"the checkpoint of step {step} in {self.directory} does not fit this "
-                "configuration, or is of another version of the package"
+                "configuration, is damaged, or is of another version of the package"
             ) from error
         return _from_disk(found.state), found.batches
 

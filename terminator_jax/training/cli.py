@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from absl import logging
 
@@ -47,6 +47,14 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(
             "--config", metavar="EXPERIMENT", help="its experiment: the run is in runs/EXPERIMENT"
         )
+
+    def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+        """Parses as argparse does, which takes `--flag=--` for a flag without a value."""
+        flags, rest = super().parse_known_args(*arguments)
+        for name, value in vars(flags).items():
+            if value == []:
+                self.error(f"argument --{name}: expected one argument")
+        return flags, rest
 
     def error(self, message: str) -> NoReturn:
         """Raises argparse's own errors as InputError."""

@@ -40,6 +40,12 @@ def test_one_line_and_a_code(error, code, line, capsys, monkeypatch):
     assert run(error, capsys) == (code, line)
 
 
+def test_a_flag_without_a_value(run_main):
+    for words in (["--workdir", "--"], ["--workdir=--"], ["--workdir"]):
+        code, _, err = run_main("train", "--config=digits", *words)
+        assert (code, err.count("\n")) == (2, 1) and "expected one argument" in err
+
+
 def test_a_missing_package_is_named_with_its_extra(capsys):
     error = ModuleNotFoundError("No module named 'onnx'", name="onnx.helper")
     hint = "error: onnx is not installed: pip install 'terminator-jax[onnx]'\n"
