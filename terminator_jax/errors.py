@@ -17,6 +17,10 @@ class SystemFailure(InputError):
     """
 
 
+class DiskFull(SystemFailure):
+    """Says in one line where there is no more room; exit code 1."""
+
+
 def cannot_write(path: object, error: OSError, hint: str = "choose another place") -> InputError:
     """Returns the error to raise for a path that the system does not let us write.
 
@@ -30,5 +34,5 @@ def cannot_write(path: object, error: OSError, hint: str = "choose another place
         runs/a cannot be written: the disk is full: make room, or choose another place
     """
     if error.errno in FULL:
-        return SystemFailure(f"{path} cannot be written: the disk is full: make room, or {hint}")
+        return DiskFull(f"{path} cannot be written: the disk is full: make room, or {hint}")
     return InputError(f"{path} cannot be written: {error.strerror or error}: {hint}")

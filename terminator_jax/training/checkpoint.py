@@ -148,7 +148,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax passes on what its storage libraries raise
-            full = getattr(error, "errno", None) in FULL or FULL_TEXT in str(error)
+            full = (
+                getattr(error, "errno", None) in FULL or FULL_TEXT in f"{error} {error.__cause__}"
+            )
             if not full and not isinstance(error, OSError):
                 raise
             for partial in self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
@@ -206,7 +208,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._manager.close()
+            with self._explained():  # it raises once more what a save raised
+                self._manager.close()
 
 
 def _to_disk(state: TrainState) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from absl import logging
 
-from terminator_jax.errors import InputError, SystemFailure
+from terminator_jax.errors import DiskFull, InputError, SystemFailure
 from terminator_jax.training import paths
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
         command: takes the arguments and returns the exit code.
         extra: the extra of this package that installs what the command imports.
     """
-    logging.set_verbosity(logging.ERROR)  # TFDS and orbax log much
+    logging.set_verbosity(logging.FATAL)  # what TFDS and orbax log as errors is raised too
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
@@ -87,6 +87,9 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
             print(line, file=sys.stderr)
         if code is None:
             raise
+        if isinstance(error, DiskFull):
+            sys.stderr.flush()
+            os._exit(code)  # sys.exit would try again to write what is left, and fail in many lines
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ workdir/log.jsonl          one object a line: kind ("train", "eval" or "diagnost
 workdir/events.out.…       the same for TensorBoard
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import tqdm
 
+from terminator_jax.errors import cannot_write
 from terminator_jax.training import history
 from terminator_jax.training.metrics import Scalars
 from terminator_jax.training.paths import replace_text
@@ -70,9 +72,10 @@ class Logs:
             return
         if self._bar:
             self._bar.close()
-        self._file.close()
-        if self._writer:
-            self._writer.close()
+        with contextlib.suppress(OSError):  # of a full disk, which was said when it was written to
+            self._file.close()
+            if self._writer:
+                self._writer.close()
 
     def info(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -136,12 +139,15 @@ class Logs:
             return
         line = {"kind": kind, "step": step, "epoch": self._epoch(step), **metrics}
         self.lines.append(line)
-        self._file.write(_to_json(line) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            if math.isfinite(value):
-                self._events().add_scalar(f"{kind}/{name}", value, step)
-        self._events().flush()
+        try:
+            self._file.write(_to_json(line) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                if math.isfinite(value):
+                    self._events().add_scalar(f"{kind}/{name}", value, step)
+            self._events().flush()
+        except OSError as error:
+            raise cannot_write(f"the log in {self._workdir}", error) from error
 
 
 def _metric_names(scores: Scalars) -> list[str]:

@@ -1,6 +1,8 @@
 """Writes what a run gives: its log, its checkpoints and its card; stops what is not finite."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, cannot_write
 from terminator_jax.training import card, diagnostics
 from terminator_jax.training.checkpoint import Checkpoints
 from terminator_jax.training.logs import Logs
@@ -84,7 +86,8 @@ class Recorder:
                 self._stop(f"the evaluation's {name} is {value} at step {step}")
         # Before the checkpoint: after a kill in between, this step is trained again.
         if jax.process_index() == 0 and self._checkpoints.is_best(scores):
-            self._run.save_model(self._workdir, step)
+            with self._written():
+                self._run.save_model(self._workdir, step)
 
     def check_state(self, step: int) -> None:
         """Raises InputError if what is to be saved is not finite.
@@ -103,7 +106,15 @@ class Recorder:
 
     def write_card(self, step: int) -> None:
         """Writes the card of the run."""
-        card.write(self._workdir, self._run, step, self.logs.lines, self._command)
+        with self._written():
+            card.write(self._workdir, self._run, step, self.logs.lines, self._command)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self._workdir, error) from error
 
     def _skip(self, step: int, metrics: Scalars) -> None:
         what = "loss" if not math.isfinite(metrics["loss"]) else "gradient_norm"
