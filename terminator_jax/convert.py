@@ -19,6 +19,7 @@ from flax import nnx
 
 from terminator_jax import npz
 from terminator_jax.atomic import replacing
+from terminator_jax.errors import one_line
 from terminator_jax.layers import running
 from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.sfne import BRANCHES
@@ -401,7 +402,7 @@ def main(arguments: list[str]) -> int:
               file=sys.stderr)  # fmt: skip
         return 2
     except Exception as error:  # whatever a broken file makes its reader raise
-        print(f"error: {source}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {source}: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"wrote {target}: {model.config}")
     return 0

@@ -9,6 +9,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class InputError(ValueError):
     """Says in one line what cannot be done, and what to do instead; exit code 2."""
 
+    exit_code = 2
+
 
 class SystemFailure(InputError):
     """Says in one line what the machine refused: disk, memory, network, another process.
@@ -16,9 +18,27 @@ class SystemFailure(InputError):
     The same command may succeed later or elsewhere; exit code 1.
     """
 
+    exit_code = 1
+
 
 class DiskFull(SystemFailure):
     """Says in one line where there is no more room; exit code 1."""
+
+
+def one_line(error: object) -> str:
+    """Returns the message of an error in one line.
+
+    Example:
+        >>> one_line(ValueError("a\\n  b"))
+        'a b'
+    """
+    return " ".join(str(error).split())
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether a disk was full, also if a library says so in an error of its own."""
+    text = f"{error} {error.__cause__}"
+    return getattr(error, "errno", None) in FULL or "No space left" in text
 
 
 def cannot_write(path: object, error: OSError, hint: str = "choose another place") -> InputError:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the flags, evaluates and prints the result; returns the exit code."""
     parser = cli.Parser(DESCRIPTION)
     parser.add_run()
-    parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
+    parser.add_step()
     parser.add_argument("--size", default=0, type=int, help="pixels per side (default: as trained)")
     parser.add_argument(
         "--statistics", default="running", choices=("running", "batch"),
@@ -39,14 +39,12 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
-    if flags.step != "best" and not (flags.step.isascii() and flags.step.isdecimal()):
-        raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
+    wanted = cli.checkpoint_step(flags)
     if flags.size < 0:
         raise InputError(f"--size is {flags.size}, and must be a number of pixels")
     # Imports JAX, which --help need not wait for.
     from terminator_jax.training import evaluation
 
-    wanted = None if flags.step == "best" else int(flags.step)
     found = evaluation.evaluate_checkpoint(
         workdir, wanted, overrides, flags.size or None,
         statistics=flags.statistics, calibrate=flags.calibrate,

@@ -18,7 +18,7 @@ from jax import export
 
 import terminator_jax
 from terminator_jax.atomic import replacing
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, one_line
 from terminator_jax.loading import FILE_NAME, LoadedModel
 from terminator_jax.ops.platform import only
 
@@ -93,7 +93,7 @@ def write_onnx(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
         content = model.SerializeToString()
         _check_onnx(content, logits, loaded.picture_shape, dtype)
     except Exception as error:  # the converter and the runtime raise many kinds
-        words = " ".join(str(error).split())[:200]
+        words = one_line(error)[:200]
         raise InputError(
             f"jax2onnx does not convert this model: {words}: export it as stablehlo"
         ) from error

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the flags, fills a grid and prints it after each round; returns the exit code."""
     parser = cli.Parser(DESCRIPTION)
     parser.add_run(positional=True)
-    parser.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
+    parser.add_step()
     parser.add_argument("--rounds", type=int, default=16, help="number of decoding rounds")
     parser.add_argument(
         "--temperature", type=float, default=0.8, help="sampling temperature; 0 is greedy"
@@ -39,13 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     flags = parser.parse_args(arguments)
     workdir = cli.run_directory(flags)
     _check(flags)
+    step = cli.checkpoint_step(flags)
     grid = _pair("--grid", flags.grid, least=1) if flags.grid else None
     at = _pair("--at", flags.at, least=0)
 
     # Imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax.training import generation
 
-    step = None if flags.step == "best" else int(flags.step)
     task, model = generation.load(workdir, step)
     tokens, hidden = generation.prompt_grid(grid or task.config.data.grid, flags.prompt, at)
     filled = generation.fill(
@@ -77,8 +77,6 @@ def _check(flags) -> None:
         raise InputError(f"--temperature is {flags.temperature}, and must be 0 or more")
     if flags.seed >= 2**32:
         raise InputError(f"--seed is {flags.seed}, and must be less than 2**32")
-    if flags.step != "best" and not (flags.step.isascii() and flags.step.isdecimal()):
-        raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
 
 
 def _pair(name: str, text: str, least: int) -> tuple[int, int]:

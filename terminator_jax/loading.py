@@ -27,6 +27,7 @@ import safetensors.numpy
 from flax import nnx
 
 from terminator_jax.atomic import replacing
+from terminator_jax.errors import one_line
 from terminator_jax.layers.running import is_calibrated, use_batch_statistics
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
@@ -250,7 +251,7 @@ def _described(
         model_config = make_config(names["name"], names["variant"], names["options"])
         return config, model_config, tuple(map(str, classes)), int(metadata["step"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{file} holds no model of this package: {problem}") from error
 
 
@@ -278,7 +279,7 @@ def _build(
     try:
         model = nnx.eval_shape(make)
     except Exception as error:  # whatever the options of somebody else make a model raise
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise ValueError(f"{file} holds no model of this package: {problem:.200}") from error
     state = nnx.state(model)
     wanted = {name: (x.shape, x.dtype) for name, x in _by_name(state).items()}

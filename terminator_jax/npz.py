@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from terminator_jax.errors import one_line
+
 # How much more than the file itself its arrays may take in memory: compressed labels and empty
 # pictures take little room, and a few bytes can be made to stand for all the memory there is.
 FACTOR, ROOM = 20, 2**28
@@ -44,5 +46,5 @@ def read(path: Path) -> dict[str, np.ndarray]:
         OverflowError, RecursionError, NotImplementedError, RuntimeError, SyntaxError,
         zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
-        problem = " ".join(str(error).split()) or type(error).__name__
+        problem = one_line(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read as an .npz of arrays: {problem}") from error

@@ -8,8 +8,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import logging
-
 from terminator_jax.errors import InputError
 from terminator_jax.training import cli, paths
 
@@ -48,9 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
     several = _check_processes(flags)
-    # A lost process is told in one line of our own, without JAX's and orbax's stacks.
-    if several and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "9") != "0":
-        logging.set_verbosity(logging.FATAL)
+    if several:  # a lost process is told in one line of our own, without JAX's stack
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "9")
 
     # What follows imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax.training import config

@@ -12,7 +12,7 @@ from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from terminator_jax.data import preparation
-from terminator_jax.errors import FULL, InputError, SystemFailure
+from terminator_jax.errors import InputError, SystemFailure, is_full, one_line
 
 # Seconds until the server of a data set has to answer. TFDS itself gives up after 205 seconds.
 PATIENCE = 4.0
@@ -71,7 +71,7 @@ def _check_server(url: str) -> None:
             if error.code >= 500:  # TFDS would ask ten times more
                 found.append(f"{error.code} {error.reason}")
         except OSError as error:
-            found.append(_one_line(getattr(error, "reason", error)))
+            found.append(one_line(getattr(error, "reason", error)))
         found.append("")
 
     # In a thread, because looking up a name takes as long as it likes.
@@ -86,8 +86,8 @@ def _check_server(url: str) -> None:
 
 def _explained(maker: type[tfds.core.DatasetBuilder], root: Path, error: Exception) -> InputError:
     """Returns an error that says in one line why a data set cannot be had, and what to do."""
-    text = _one_line(error)
-    if getattr(error, "errno", None) in FULL or "No space left" in text:
+    text = one_line(error)
+    if is_full(error):
         return SystemFailure(
             f"{maker.name} cannot be prepared: the disk of {root} is full: make room, or set "
             "TFDS_DATA_DIR or --config.data.data_dir to a folder on another one"
@@ -114,7 +114,3 @@ def _explained(maker: type[tfds.core.DatasetBuilder], root: Path, error: Excepti
         f"{maker.name} cannot be downloaded: {text or type(error).__name__}: try again, or copy a "
         f"prepared data set into {root}"
     )
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())

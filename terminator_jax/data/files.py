@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from terminator_jax.data import deep_png
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 # Other pictures, which are refused: nothing that was meant is left out unseen.
@@ -83,11 +83,6 @@ def read_header(path: Path) -> Header:
             return _header(file, picture)
     except Exception as error:
         raise InputError(_unreadable(path, error)) from error
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the message of an error in one line."""
-    return " ".join(str(error).split())
 
 
 def _decode(file: BinaryIO, max_pixels: int = 0) -> np.ndarray:

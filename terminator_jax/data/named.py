@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from terminator_jax.data.files import OTHERS, SUFFIXES, decode_picture, one_line, read_picture
-from terminator_jax.errors import InputError
+from terminator_jax.data.files import OTHERS, SUFFIXES, decode_picture, read_picture
+from terminator_jax.errors import InputError, one_line
 
 Named = tuple[str, np.ndarray]
 

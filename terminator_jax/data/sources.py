@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from terminator_jax.data import digits, folder
 from terminator_jax.data.download import download as download_builder
 from terminator_jax.data.pictures import Batch, Pictures, load, resized
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, one_line
 
 BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.prepared}
 
@@ -36,7 +36,7 @@ class _Source:
             return self.examples.__getitems__(list(indices))
         except Exception as error:  # array_record and pillow raise many kinds
             raise InputError(
-                f"{self.folder} cannot be read: {_one_line(error)}: remove this folder, so that it "
+                f"{self.folder} cannot be read: {one_line(error)}: remove this folder, so that it "
                 "is prepared again"
             ) from error
 
@@ -164,7 +164,7 @@ def _builder(dataset: str, data_dir: str, bundled: Iterable[str]) -> tfds.core.D
             "of https://www.tensorflow.org/datasets/catalog/overview or the path of own pictures"
         ) from error
     except Exception as error:  # a version that it does not have, or half of a data set
-        raise InputError(f"data set {dataset!r}: {_one_line(error)}") from error
+        raise InputError(f"data set {dataset!r}: {one_line(error)}") from error
 
 
 def _not_prepared(builder: tfds.core.DatasetBuilder) -> str:
@@ -223,7 +223,3 @@ def random_access(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     if count == 0:
         raise InputError(f"{builder.name} {split} is empty: choose a larger part")
     return _Source(source, builder.data_dir)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -26,15 +26,12 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from terminator_jax.errors import FULL, InputError, cannot_write
+from terminator_jax.errors import InputError, cannot_write, is_full
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity
 from terminator_jax.training.history import quality
 from terminator_jax.training.paths import replace_text
 from terminator_jax.training.state import TrainState
-
-# What a storage library says of a full disk.
-FULL_TEXT = "No space left"
 
 
 class Checkpoints:
@@ -148,9 +145,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax passes on what its storage libraries raise
-            full = (
-                getattr(error, "errno", None) in FULL or FULL_TEXT in f"{error} {error.__cause__}"
-            )
+            full = is_full(error)
             if not full and not isinstance(error, OSError):
                 raise
             for partial in self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):

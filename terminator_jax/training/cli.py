@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from absl import logging
 
-from terminator_jax.errors import DiskFull, InputError, SystemFailure
+from terminator_jax.errors import DiskFull, InputError
 from terminator_jax.training import paths
 
 if TYPE_CHECKING:
     from terminator_jax.loading import LoadedModel
 
 FAILED = 1
-USER_ERROR = 2
 INTERRUPTED = 130
 
 
@@ -47,6 +46,10 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(
             "--config", metavar="EXPERIMENT", help="its experiment: the run is in runs/EXPERIMENT"
         )
+
+    def add_step(self) -> None:
+        """Adds the flag of a checkpoint's step; `checkpoint_step` reads it."""
+        self.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
 
     def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
         """Parses as argparse does, which takes `--flag=--` for a flag without a value."""
@@ -96,10 +99,8 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
 def _explain(error: Exception, extra: str) -> tuple[int | None, str]:
     """Returns the exit code and the line for an error; no code for a bug."""
     match error:
-        case SystemFailure():
-            return FAILED, f"error: {error}"
         case InputError():
-            return USER_ERROR, f"error: {error}"
+            return error.exit_code, f"error: {error}"
         case ModuleNotFoundError() if extra:
             package = (error.name or "a package").partition(".")[0]
             hint = f"pip install 'terminator-jax[{extra}]'"
@@ -135,6 +136,19 @@ def run_directory(flags: argparse.Namespace) -> Path:
     if directory is None:
         directory = str(paths.default_workdir(flags.config))
     return paths.local_directory(directory)
+
+
+def checkpoint_step(flags: argparse.Namespace) -> int | None:
+    """Returns the step that `--step` names; None for the best.
+
+    Raises:
+        InputError: if it is no number.
+    """
+    if flags.step == "best":
+        return None
+    if not (flags.step.isascii() and flags.step.isdecimal()):
+        raise InputError(f"--step is {flags.step!r}, and must be a step's number or best")
+    return int(flags.step)
 
 
 def load_model(path: str) -> "LoadedModel":

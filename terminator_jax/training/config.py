@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, one_line
 from terminator_jax.training.paths import experiment_file
 from terminator_jax.training.validation import check, find, flatten, short
 
@@ -168,7 +168,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         config = runpy.run_path(str(path))["get_config"]()
     except Exception as error:
-        raise InputError(f"{path} fails: {type(error).__name__}: {_one_line(error)}") from error
+        raise InputError(f"{path} fails: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"get_config() of {path} must return a ConfigDict, not {config!r:.40}")
     return override(config, overrides)
@@ -250,7 +250,7 @@ def _check_field(config: ConfigDict, argument: str) -> None:
 
 def _flag_error(config: ConfigDict, error: flags.Error) -> str:
     """Rewords absl's "flag --config.a=b: reason"."""
-    text = _one_line(error)
+    text = one_line(error)
     flag, _, value = text.removeprefix("flag --config.").partition("=")
     if not value:
         return text
@@ -278,7 +278,7 @@ def from_json(text: str) -> ConfigDict:
     try:
         config = ConfigDict(values)
     except (TypeError, ValueError, AttributeError) as error:  # of a name that no field can have
-        raise InputError(f"no configuration: {_one_line(error)}") from error
+        raise InputError(f"no configuration: {one_line(error)}") from error
     check(config, default_config())
     return config.lock()
 
@@ -328,7 +328,3 @@ def changes(config: ConfigDict) -> list[tuple[str, str, str]]:
         for path, value in flatten(config)
         if path not in known or value != known[path]
     ]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

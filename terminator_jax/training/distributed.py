@@ -29,13 +29,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import terminator_jax
 from terminator_jax.data.pipeline import Examples
-from terminator_jax.errors import InputError, SystemFailure
+from terminator_jax.errors import InputError, SystemFailure, one_line
+from terminator_jax.training.validation import flatten
 
 # Seconds without a sign of life after which JAX calls a process lost.
 HEARTBEAT_S = 30
@@ -125,7 +125,7 @@ def join(
         if coordinator is not None:
             raise
         raise InputError(
-            f"--distributed finds no processes to join ({_one_line(error)}): give --coordinator, "
+            f"--distributed finds no processes to join ({one_line(error)}): give --coordinator, "
             "--num_processes and --process_id"
         ) from error
     # JAX's own handler of SIGTERM; Python's takes its place while a run trains.
@@ -194,8 +194,8 @@ def _leave(member: _Member, error: Exception) -> None:
         sys.stdout.flush()
     told = isinstance(error, InputError | OSError)
     if not told and any(word in str(error) for word in LOST):
-        _end(_lost_line(member, f"JAX says: {_one_line(error)}"))
-    code = 2 if told and not isinstance(error, SystemFailure | OSError) else 1
+        _end(_lost_line(member, f"JAX says: {one_line(error)}"))
+    code = getattr(error, "exit_code", 1)
     if told:
         _end_at_abort("", code)
     timer = threading.Timer(LEAVE_S, _end, ("", code))
@@ -208,10 +208,6 @@ def _lost_line(member: _Member, more: str) -> str:
         f"error: {member.name} ends, because another one died, was stopped or cannot be reached "
         f"({more}); start all again to go on from the last checkpoint"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _end(line: str, code: int = 1) -> NoReturn:
@@ -276,8 +272,7 @@ def signal_of_any(number: signal.Signals | None) -> signal.Signals:
 
 def started_with(config: ConfigDict) -> dict[str, Any]:
     """Returns what must be the same in all processes before the data are opened."""
-    fields = traverse_util.flatten_dict(config.to_dict(), sep=".")
-    mine = {f"config.{name}": x for name, x in fields.items() if name not in OWN_FIELDS}
+    mine = {f"config.{name}": x for name, x in flatten(config) if name not in OWN_FIELDS}
     return mine | {"terminator_jax": terminator_jax.__version__, "jax": jax.__version__}
 
 

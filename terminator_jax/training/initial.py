@@ -9,7 +9,7 @@ import safetensors
 from flax import nnx
 
 from terminator_jax import convert, loading
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, one_line
 from terminator_jax.training.setup import Run
 from terminator_jax.training.state import new_state
 
@@ -61,7 +61,7 @@ def _read(path: Path) -> tuple[nnx.State, Any, str]:
             f"config.init_from: {path.suffix} files need {error.name}: pip install {error.name}"
         ) from error
     except Exception as error:  # whatever a broken file makes its reader raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"config.init_from: {path} cannot be read: {reason}") from error
 
 
