@@ -243,7 +243,7 @@ def _described(
         would take all the memory there is.
     """
     try:
-        config = _tuples(json.loads(metadata["config"]))
+        config = lists_to_tuples(json.loads(metadata["config"]))
         names, classes = config["model"], json.loads(metadata["classes"])
         jnp.dtype(config["dtype"]), config["data"]["mean"], config["data"]["std"]
         if _largest(names["options"]) > values:
@@ -300,8 +300,8 @@ def _build(
     return model
 
 
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+def lists_to_tuples(value: Any) -> Any:
+    """Turns JSON's lists back into tuples, at every depth."""
     if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {name: lists_to_tuples(item) for name, item in value.items()}
+    return tuple(map(lists_to_tuples, value)) if isinstance(value, list) else value

@@ -14,9 +14,9 @@ from typing import Any
 import grain
 import numpy as np
 
-PADDINGS = {"symmetric": "symmetric", "zeros": "constant"}
+from terminator_jax.data.examples import Batch
 
-Batch = dict[str, np.ndarray]
+PADDINGS = {"symmetric": "symmetric", "zeros": "constant"}
 
 
 @dataclasses.dataclass(frozen=True)

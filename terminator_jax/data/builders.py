@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 
 from terminator_jax.data.preparation import png
 
-Examples = Iterator[tuple[Any, dict[str, Any]]]
+TFDSExamples = Iterator[tuple[Any, dict[str, Any]]]
 
 
 def _download(builder: tfds.core.DatasetBuilder, dl_manager: Any) -> dict[str, Path]:
@@ -50,7 +50,7 @@ def _lines(archive: Path, name: str) -> list[str]:
 class _Idx:
     """Pictures and labels in files of the MNIST format."""
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, TFDSExamples]:
         files = _download(self, dl_manager)
         return {
             split: self._generate_examples(
@@ -59,7 +59,7 @@ class _Idx:
             for split, prefix in (("train", "train"), ("test", "t10k"))
         }
 
-    def _generate_examples(self, images: Path, labels: Path) -> Examples:
+    def _generate_examples(self, images: Path, labels: Path) -> TFDSExamples:
         with gzip.open(images) as file:
             _, *shape = struct.unpack(">4I", file.read(16))
             pixels = np.frombuffer(file.read(), np.uint8).reshape(*shape, 1)
@@ -95,13 +95,13 @@ class _Cifar:
     # In the order of the labels in a record.
     labels: dict[str, str]
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, TFDSExamples]:
         [archive] = _download(self, dl_manager).values()
         for feature, file in self.labels.items():
             self.info.features[feature].names = _lines(archive, f"{self.folder}/{file}")
         return {split: self._generate_examples(archive, split) for split in self.files}
 
-    def _generate_examples(self, archive: Path, split: str) -> Examples:
+    def _generate_examples(self, archive: Path, split: str) -> TFDSExamples:
         index, size = itertools.count(), len(self.labels) + 32 * 32 * 3
         for file in self.files[split]:
             data = np.frombuffer(_read(archive, f"{self.folder}/{file}"), np.uint8)
@@ -144,7 +144,7 @@ class Stl10(tfds.builder_cls("stl10"), skip_registration=True):
 
     name = "stl10"
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, TFDSExamples]:
         [archive] = _download(self, dl_manager).values()
         self.info.features["label"].names = _lines(archive, "stl10_binary/class_names.txt")
         return {
@@ -153,7 +153,7 @@ class Stl10(tfds.builder_cls("stl10"), skip_registration=True):
             "unlabelled": self._generate_examples(archive, "unlabeled_X.bin"),
         }
 
-    def _generate_examples(self, archive: Path, images: str, labels: str = "") -> Examples:
+    def _generate_examples(self, archive: Path, images: str, labels: str = "") -> TFDSExamples:
         # Labels are from 1 on in the archive, and -1 where there are none.
         classes = _read(archive, f"stl10_binary/{labels}") if labels else itertools.repeat(0)
         with _opened(archive, f"stl10_binary/{images}") as file:
@@ -169,7 +169,7 @@ class TinyShakespeare(tfds.builder_cls("tiny_shakespeare"), skip_registration=Tr
 
     name = "tiny_shakespeare"
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, TFDSExamples]:
         [file] = _download(self, dl_manager).values()
         text = Path(file).read_bytes().decode()
         train = int(len(text) * 0.9)
@@ -181,7 +181,7 @@ class TinyShakespeare(tfds.builder_cls("tiny_shakespeare"), skip_registration=Tr
         }
         return {split: self._generate_examples(split, part) for split, part in parts.items()}
 
-    def _generate_examples(self, split: str, text: str) -> Examples:
+    def _generate_examples(self, split: str, text: str) -> TFDSExamples:
         yield split, {"text": text}
 
 

@@ -21,8 +21,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from terminator_jax import npz
+from terminator_jax.data.examples import Batch
 from terminator_jax.data.files import OTHERS, SUFFIXES, Header, read_header, read_picture
-from terminator_jax.data.pictures import Batch, Pictures, load, resized
+from terminator_jax.data.pictures import Pictures, load, resized
 from terminator_jax.errors import InputError
 
 LAYOUT = "CLASS/PICTURE or SPLIT/CLASS/PICTURE, with pictures that end with .png, .jpg or .jpeg"

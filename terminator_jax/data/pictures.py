@@ -1,12 +1,11 @@
 """Pictures in memory, and how pictures are scaled: what every source of pictures shares."""
 
 import dataclasses
-from typing import Protocol
 
 import numpy as np
 import PIL.Image
 
-Batch = dict[str, np.ndarray]
+from terminator_jax.data.examples import Batch, LabelledPictures
 
 CHUNK = 4096
 
@@ -51,23 +50,7 @@ class Pictures:
         return self
 
 
-class Stored(Protocol):
-    """Pictures that are read one by one: `sources.Split` or `folder.Folder`."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    num_classes: int
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> Batch:
-        """The pictures at `indices`, `(n,)`, as `image` `(n, *shape)` and `label` `(n,)`."""
-        ...
-
-
-def load(stored: Stored) -> Pictures:
+def load(stored: LabelledPictures) -> Pictures:
     """Reads every picture into memory."""
     image = np.empty((len(stored), *stored.shape), stored.dtype)
     label = np.empty(len(stored), np.int32)

@@ -11,24 +11,15 @@ global batches as a single process would, and an iterator's state is one number.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 
-from terminator_jax.data.augment import SINGLE_PROCESS, Batch, Process
+from terminator_jax.data.augment import SINGLE_PROCESS, Process
+from terminator_jax.data.examples import Batch, Examples
 
 PREFETCH = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-
-
-class Examples(Protocol):
-    """What batches are made of: `sources.Pictures`, `sources.Split` or `text.Text`."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> Batch:
-        """The examples at `indices`, `(n,)`: arrays of n entries by name."""
-        ...
 
 
 def train_order(
@@ -90,30 +81,30 @@ def train_batches(examples: Examples, batch_size: int, **options: Any) -> grain.
 
 
 def eval_batches(
-    pictures: Examples, batch_size: int, *, process: Process = SINGLE_PROCESS
+    examples: Examples, batch_size: int, *, process: Process = SINGLE_PROCESS
 ) -> Iterator[Batch]:
-    """Every picture once and in order, in batches of one size.
+    """Gives every example once and in order, in batches of one size.
 
-    The last batch is filled up with pictures from the beginning, real ones, because a prediction
-    of this network depends on its whole batch; their `mask` is False.
+    The last batch is filled up with examples from the beginning, real ones, because with the
+    statistics of the batch a prediction depends on all of it; their `mask` is False.
 
     Args:
-        pictures: where they come from.
-        batch_size: pictures in a batch of all processes together.
+        examples: where they come from.
+        batch_size: examples in a batch of all processes together.
         process: the part of each batch that is made here.
     """
-    count = len(pictures)
+    count = len(examples)
 
     def read(start: int) -> Batch:
         positions = np.arange(start, start + batch_size)
-        batch = _read(pictures, process, positions % count)
+        batch = _read(examples, process, positions % count)
         return {**batch, "mask": positions[process.rows(batch_size)] < count}
 
     starts = grain.MapDataset.source(range(0, count, batch_size))
     return iter(starts.map(read).to_iter_dataset(PREFETCH))
 
 
-def _read(pictures: Examples, process: Process, indices: np.ndarray) -> Batch:
-    """This process's rows of the global batch that holds the pictures at `indices`."""
-    batch = pictures.read(indices[process.rows(len(indices))])
+def _read(examples: Examples, process: Process, indices: np.ndarray) -> Batch:
+    """Reads this process's rows of the global batch that holds the examples at `indices`."""
+    batch = examples.read(indices[process.rows(len(indices))])
     return {**batch, "mask": np.ones(len(next(iter(batch.values()))), bool)}

@@ -7,7 +7,8 @@ import grain
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from terminator_jax.data.augment import SINGLE_PROCESS, Batch, Process
+from terminator_jax.data.augment import SINGLE_PROCESS, Process
+from terminator_jax.data.examples import Batch
 
 
 def _moved(

@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 
 from terminator_jax.data import digits, folder
 from terminator_jax.data.download import download as download_builder
-from terminator_jax.data.pictures import Batch, Pictures, load, resized
+from terminator_jax.data.examples import Batch, LabelledPictures
+from terminator_jax.data.pictures import Pictures, load, resized
 from terminator_jax.errors import InputError, one_line
 
 BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.prepared}
@@ -99,7 +100,7 @@ def open_split(
     resize: int = 0,
     eval_fraction: float = 0.1,
     split_seed: int = 0,
-) -> Split | folder.Folder | Pictures:
+) -> LabelledPictures:
     """Opens one split of an image data set; reads no picture yet, but those of an `.npz`.
 
     Args:

@@ -15,7 +15,8 @@ import grain
 import numpy as np
 
 from terminator_jax.data import sources
-from terminator_jax.data.augment import SINGLE_PROCESS, Batch, Process
+from terminator_jax.data.augment import SINGLE_PROCESS, Process
+from terminator_jax.data.examples import Batch
 from terminator_jax.errors import InputError
 
 # The last poems of the bundled sonnets are the test set.

@@ -72,9 +72,10 @@ class MAGNet(nnx.Module):
         """Generates the kernel, `(*size, features)`."""
         return self.kernel(magnet.magnet(self.parameters(), self.coordinates()))
 
-    def parameters(self) -> magnet.Magnet:
+    def parameters(self) -> magnet.MAGNetParams:
         """Returns the parameters as `ops.magnet` takes them."""
-        return magnet.Magnet(*(getattr(self, name)[...] for name in magnet.Magnet._fields))
+        names = magnet.MAGNetParams._fields
+        return magnet.MAGNetParams(*(getattr(self, name)[...] for name in names))
 
     def coordinates(self) -> jax.Array:
         """Returns the coordinates of the kernel's positions, `(positions, d)`."""
@@ -127,9 +128,11 @@ def _evaluate_stacked(nets: Sequence[MAGNet]) -> list[jax.Array]:
 
     # If the numbers of features differ, the last layers are evaluated one by one.
     same_features = len({net.features for net in nets}) == 1
-    names = [name for name in magnet.Magnet._fields if same_features or not name.startswith("out")]
-    parameters = magnet.Magnet(
-        **dict.fromkeys(magnet.Magnet._fields) | {n: stacked(n) for n in names}
+    names = [
+        name for name in magnet.MAGNetParams._fields if same_features or not name.startswith("out")
+    ]
+    parameters = magnet.MAGNetParams(
+        **dict.fromkeys(magnet.MAGNetParams._fields) | {n: stacked(n) for n in names}
     )
     grids = [padded(net.coordinates(), count) for net, count in zip(nets, counts, strict=True)]
     values = jax.vmap(magnet.magnet if same_features else magnet.hidden)(

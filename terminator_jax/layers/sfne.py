@@ -184,6 +184,7 @@ class SFNEBlock(nnx.Module):
             length=size[0] if causal else None, use_running_average=use_running_average, **fast,
         )  # fmt: skip
         self.bottleneck = pointwise(len(self.concat_order) * channels, factor * channels, **fast)
+        # Added after the activation; and the averages of the standardization before it.
         self.bias = nnx.Param(jnp.zeros((), param_dtype))
         self.averages = moments_of(
             (*size, factor * channels) if causal else (factor * channels,),

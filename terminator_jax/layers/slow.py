@@ -170,7 +170,7 @@ class LocalSlowNets(nnx.Module):
             lambda: (across(self._pool(means), self.axis_name),),
             self.averages.pooled.shape,
         )
-        net = magnet.Magnet(
+        net = magnet.MAGNetParams(
             self.gabor_weight[...], self.gabor_bias[...], self.weight[...], self.bias[...],
             jnp.zeros(inside.size, self.position.dtype).at[index].set(self.position[...])
             .reshape(inside.shape),

@@ -18,7 +18,7 @@ from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import rsqrt_clamped
 
 
-class Magnet(NamedTuple):
+class MAGNetParams(NamedTuple):
     """Parameters of a MAGNet with L layers, d input axes and `hidden` channels, stacked by layer.
 
     `A (L+1, d, hidden)`, `a (L+1, hidden)`, `W (L, hidden, hidden)`, `b (L, hidden)`,
@@ -75,7 +75,7 @@ def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Arr
     return jnp.sin(phase)
 
 
-def hidden(net: Magnet, coordinates: jax.Array) -> jax.Array:
+def hidden(net: MAGNetParams, coordinates: jax.Array) -> jax.Array:
     """Computes the last hidden layer: `(positions, d)` to `(positions, hidden)`."""
     g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
     net = _cast(net, g.dtype)
@@ -85,7 +85,7 @@ def hidden(net: Magnet, coordinates: jax.Array) -> jax.Array:
     return h
 
 
-def magnet(net: Magnet, coordinates: jax.Array) -> jax.Array:
+def magnet(net: MAGNetParams, coordinates: jax.Array) -> jax.Array:
     """Computes the kernel of a MAGNet: `(positions, d)` to `(positions, features)`.
 
     Source: section 3.1 of Romero et al., "FlexConv", 2021.
@@ -93,7 +93,7 @@ def magnet(net: Magnet, coordinates: jax.Array) -> jax.Array:
     return output(net, hidden(net, coordinates))
 
 
-def output(net: Magnet, h: jax.Array) -> jax.Array:
+def output(net: MAGNetParams, h: jax.Array) -> jax.Array:
     """Computes the last layer, `h W_o + b_o`."""
     net = _cast(net, h.dtype)
     return h @ net.out_weight + net.out_bias[None]
@@ -113,7 +113,7 @@ def context(net: Context, pooled: jax.Array) -> jax.Array:
 
 
 def context_magnet(
-    net: Magnet, mix: Context, coordinates: jax.Array, pooled: jax.Array, inside: jax.Array
+    net: MAGNetParams, mix: Context, coordinates: jax.Array, pooled: jax.Array, inside: jax.Array
 ) -> jax.Array:
     """Computes the kernel of a MAGNet that depends on its input.
 

@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from terminator_jax.errors import InputError, one_line
+from terminator_jax.loading import lists_to_tuples
 from terminator_jax.training.paths import experiment_file
 from terminator_jax.training.validation import check, find, flatten, short
 
@@ -271,7 +272,7 @@ def from_json(text: str) -> ConfigDict:
     Raises:
         InputError: if it has other fields than this version knows.
     """
-    found = _tuples(json.loads(text))
+    found = lists_to_tuples(json.loads(text))
     if not isinstance(found, dict):
         raise InputError(f"a configuration must be a JSON object, not {short(found):.40}")
     values = _fill_defaults(found, default_config().to_dict())
@@ -289,13 +290,6 @@ def _fill_defaults(values: Any, defaults: Any) -> Any:
         return values
     both = {name: _fill_defaults(values.get(name, own), own) for name, own in defaults.items()}
     return {**both, **{name: value for name, value in values.items() if name not in both}}
-
-
-def _tuples(value: Any) -> Any:
-    """Turns JSON's lists back into tuples."""
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:

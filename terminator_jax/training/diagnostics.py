@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.training.metrics import Scalars
+from terminator_jax.training.metrics import Metrics, Scalars
 from terminator_jax.training.paths import replace_text
 from terminator_jax.training.setup import Run
 from terminator_jax.training.state import ModelDef, TrainState
 from terminator_jax.training.step import make_gradients
-from terminator_jax.training.tasks import Batch, Metrics
+from terminator_jax.training.tasks import Batch
 
 # The parts of a network, by the names of their parameters; the first that fits counts.
 PARTS = {"slow": r"(^|\.)slow_nets?\.|_interaction\.", "head": r"^head\.", "fast": ""}

@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import terminator_jax
-from terminator_jax.data.pipeline import Examples
+from terminator_jax.data.examples import Examples
 from terminator_jax.errors import InputError, SystemFailure, one_line
 from terminator_jax.training.validation import flatten
 

@@ -22,12 +22,13 @@ from terminator_jax.training import config as configs
 from terminator_jax.training import integrity, report
 from terminator_jax.training.averages import PREFIX, with_averages
 from terminator_jax.training.checkpoint import Checkpoints, read_config
-from terminator_jax.training.metrics import Scalars, weighted_means
+from terminator_jax.training.meter import weighted_means
+from terminator_jax.training.metrics import METRICS, Scalars
 from terminator_jax.training.parallel import process_shard
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import TrainState, ravel, split_model
 from terminator_jax.training.step import make_eval_step, make_logits_step
-from terminator_jax.training.tasks import METRICS, ImageClassification, Task, make_task
+from terminator_jax.training.tasks import Task, make_task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
 CHECKPOINT_FIELDS = ("model.", "optimizer.", "accumulate_steps ", "ema_decay ", "freeze ")
@@ -139,7 +140,7 @@ def evaluate_checkpoint(
     baselines = run.task.baselines(run.train_data, run.eval_data)
     if config.data.in_memory:
         run.eval_data = run.eval_data.load()
-    describe = _describe if isinstance(run.task, ImageClassification) else _average
+    describe = _describe if run.task.classifies else _average
     scores = describe(run, statistics, bar)
     return Evaluation(chosen, scores, run.task.unit_of_evaluation, baselines, run.task.metrics)
 
@@ -187,7 +188,7 @@ def _model(run: Run) -> nnx.Module:
 
 def _calibrate(run: Run) -> None:
     """Replaces the model's running averages by those of the training images, not augmented."""
-    if not isinstance(run.task, ImageClassification):
+    if not run.task.classifies:
         raise InputError("--calibrate is for models of images: leave it away")
     data, size = run.train_data, run.config.batch_size
     rows = np.random.default_rng(run.config.seed).permutation(len(data))

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from terminator_jax.training.averages import PREFIX
-from terminator_jax.training.metrics import Scalars
-
-# Metrics of which the smallest is the best; of others it is the largest.
-LOWER_IS_BETTER = {"loss"}
+from terminator_jax.training.metrics import LOWER_IS_BETTER, Scalars
 
 Line = dict[str, Any]
 

@@ -1,80 +1,40 @@
-"""Metrics of steps, collected on the devices and read together, so that steps need not wait."""
+"""The metrics: what an evaluation averages. A new one is a function and a line in `METRICS`."""
 
-import time
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
+from terminator_jax.ops.dtypes import at_least_float32
+
+# On the devices, and read from them.
+Metrics = dict[str, jax.Array]
 Scalars = dict[str, float]
 
 
-class Meter:
-    """Averages the metrics of training steps and measures their speed.
-
-    Args:
-        batch_size: examples in a step.
-        unit: what they are called in the name of the speed.
-
-    Attributes:
-        steps: the metrics of each step that the last `read` waited for.
-
-    Example:
-        >>> meter = Meter(batch_size=32)
-        >>> for loss in (1.0, 3.0):
-        ...     meter.add({"loss": jax.numpy.array(loss)})
-        >>> meter.read()["loss"], meter.read_epoch()["loss"]
-        (2.0, 2.0)
-    """
-
-    def __init__(self, batch_size: int, unit: str = "images"):
-        self._batch_size, self._speed = batch_size, f"{unit}_per_second"
-        self._pending: list[dict[str, jax.Array]] = []
-        self._epoch: list[tuple[int, int, float, Scalars]] = []
-        self.steps: list[Scalars] = []
-        self.reset_timer()
-
-    def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Adds the metrics of a step; does not wait for it."""
-        self._pending.append(metrics)
-
-    def reset_timer(self) -> None:
-        """Excludes what went before from the speed: compilation, evaluation, saving."""
-        self._excluded, self._since = len(self._pending), time.perf_counter()
-
-    def read(self) -> Scalars:
-        """Returns the means since the last call and the speed, 0 if no step was timed.
-
-        Waits for the steps, and leaves those that were skipped out of the means.
-        """
-        self.steps = steps = jax.device_get(self._pending)
-        seconds, timed = time.perf_counter() - self._since, len(steps) - self._excluded
-        counted = [step for step in steps if not step.get("skipped")] or steps
-        means = {name: float(np.mean([step[name] for step in counted])) for name in steps[0]}
-        self._epoch.append((len(counted), timed, seconds, means))
-        self._pending = []
-        self.reset_timer()
-        return {**means, self._speed: timed * self._batch_size / seconds}
-
-    def read_epoch(self) -> Scalars:
-        """Returns the same over all that was read since the last call of this function."""
-        counts, timed, seconds, means = zip(*self._epoch, strict=True)
-        self._epoch = []
-        average = {
-            name: float(np.average([part[name] for part in means], weights=counts))
-            for name in means[0]
-        }
-        return {**average, self._speed: sum(timed) * self._batch_size / sum(seconds)}
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of each label, `(...)`, of logits `(..., classes)`."""
+    logits = logits.astype(at_least_float32(logits.dtype))
+    right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - right
 
 
-def weighted_means(sums: Iterable[dict[str, jax.Array]]) -> Scalars:
-    """Returns the means over all examples, from the sums of every evaluation batch.
+def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns 1 where the largest logit is that of the label, else 0; shapes as `cross_entropy`."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
-    Example:
-        >>> weighted_means([{"count": 3, "accuracy": 3.0}, {"count": 1, "accuracy": 0.0}])
-        {'accuracy': 0.75, 'count': 4.0}
-    """
-    steps = jax.device_get(list(sums))
-    totals = {name: float(sum(step[name] for step in steps)) for name in steps[0]}
-    count = totals.pop("count")
-    return {**{name: value / count for name, value in totals.items()}, "count": count}
+
+# What an evaluation averages, of logits `(..., classes)` and labels `(...)` to values `(...)`.
+METRICS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "accuracy": is_correct,
+    "loss": cross_entropy,
+}
+# Those of which the smallest value is the best; of others it is the largest.
+LOWER_IS_BETTER = {"loss"}
+
+
+def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
+    """Returns `count` and the sum of each metric where `mask` is True."""
+    values = {name: metric(logits, labels) for name, metric in METRICS.items()}
+    sums = {name: jnp.sum(jnp.where(mask, value, 0)) for name, value in values.items()}
+    return {"count": jnp.sum(mask, dtype=jnp.int32), **sums}

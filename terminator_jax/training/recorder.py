@@ -15,7 +15,8 @@ from terminator_jax.errors import InputError, cannot_write
 from terminator_jax.training import card, diagnostics
 from terminator_jax.training.checkpoint import Checkpoints
 from terminator_jax.training.logs import Logs
-from terminator_jax.training.metrics import Meter, Scalars
+from terminator_jax.training.meter import Meter
+from terminator_jax.training.metrics import Scalars
 from terminator_jax.training.setup import Run
 
 # What is in the state, in the words of a message.

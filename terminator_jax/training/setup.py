@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from terminator_jax import loading
 from terminator_jax.data import pipeline
-from terminator_jax.data.augment import Batch
-from terminator_jax.data.pipeline import Examples
+from terminator_jax.data.examples import Batch, Examples
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training.averages import PREFIX, averaged_parameters

@@ -9,8 +9,9 @@ from flax import nnx
 
 from terminator_jax.layers.running import use_batch_statistics
 from terminator_jax.ops.standardize import across
+from terminator_jax.training.metrics import Metrics
 from terminator_jax.training.state import ModelDef, TrainState, ravel, split_model
-from terminator_jax.training.tasks import Batch, ImageClassification, Metrics, Task
+from terminator_jax.training.tasks import Batch, ImageClassification, Task
 
 # The keys that a step's `rngs.dropout()` gives are those folded with 0, 1, …: far from this one.
 STREAMS = 2**31

@@ -7,18 +7,18 @@ import pytest
 from nets import normal, relative
 
 from terminator_jax.ops.coordinates import grid
-from terminator_jax.ops.magnet import Context, Magnet, context, context_magnet, gabor, magnet
+from terminator_jax.ops.magnet import Context, MAGNetParams, context, context_magnet, gabor, magnet
 
 D, HIDDEN, LAYERS, FEATURES, POSITIONS, CHANNELS = 2, 4, 3, 5, 12, 6
 ANGULAR = 2 * np.pi * 2000
 
 
 def random_net(dtype=np.float64):
-    shapes = Magnet(
+    shapes = MAGNetParams(
         (LAYERS + 1, D, HIDDEN), (LAYERS + 1, HIDDEN), (LAYERS, HIDDEN, HIDDEN), (LAYERS, HIDDEN),
         (POSITIONS,), (HIDDEN, FEATURES), (FEATURES,),
     )  # fmt: skip
-    return Magnet(*(normal(*s, seed=n, dtype=dtype) for n, s in enumerate(shapes)))
+    return MAGNetParams(*(normal(*s, seed=n, dtype=dtype) for n, s in enumerate(shapes)))
 
 
 def random_context():

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from terminator_jax.training import card, curve, loop
-from terminator_jax.training.metrics import Meter
+from terminator_jax.training.meter import Meter
 
 COMMAND = "python -m terminator_jax.train --config=x --config.freeze='a|b'"
 

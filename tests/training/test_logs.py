@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter  # noqa: F401  (its format is read below)
 
 from terminator_jax.training.logs import Logs
-from terminator_jax.training.metrics import Meter, weighted_means
+from terminator_jax.training.meter import Meter, weighted_means
 
 MEANS = {"loss": 1.5, "accuracy": 0.25, "images_per_second": 100.0}
 SCORES = {"loss": 1.0, "accuracy": 0.5, "count": 10.0}

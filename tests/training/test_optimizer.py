@@ -13,7 +13,7 @@ from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop
 from terminator_jax.training.evaluation import evaluate_checkpoint, make_evaluate
-from terminator_jax.training.metrics import Meter
+from terminator_jax.training.meter import Meter
 from terminator_jax.training.optimizer import make_optimizer
 from terminator_jax.training.setup import make_run
 from terminator_jax.training.step import make_train_step

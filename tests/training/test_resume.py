@@ -16,7 +16,7 @@ import terminator_jax
 from terminator_jax.data import sources
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop, tasks
-from terminator_jax.training.metrics import Meter
+from terminator_jax.training.meter import Meter
 
 # Kills the process when the checkpoint of step 35 is written but for its name.
 KILL = textwrap.dedent("""
@@ -31,9 +31,9 @@ KILL = textwrap.dedent("""
 # Leaves time for an interruption.
 SLOW = textwrap.dedent("""
     import time
-    from terminator_jax.training import metrics
-    add = metrics.Meter.add
-    metrics.Meter.add = lambda self, step: (time.sleep(0.2), add(self, step))
+    from terminator_jax.training import meter
+    add = meter.Meter.add
+    meter.Meter.add = lambda self, step: (time.sleep(0.2), add(self, step))
 """)
 OFTEN = "checkpoint_every_steps=7"
 TINY = "tests/training/tiny.py"

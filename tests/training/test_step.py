@@ -11,9 +11,9 @@ from flax import nnx
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
-from terminator_jax.training import loop, tasks
+from terminator_jax.training import loop, metrics
 from terminator_jax.training.evaluation import make_evaluate
-from terminator_jax.training.metrics import Meter
+from terminator_jax.training.meter import Meter
 from terminator_jax.training.setup import make_run
 from terminator_jax.training.step import make_train_step
 from terminator_jax.training.trace import Trace
@@ -133,8 +133,8 @@ def test_a_metric_is_one_line_and_can_choose_the_best_checkpoint(
     make, tmp_path, monkeypatch, capsys
 ):
     """Here one that falls while the model learns: the first epoch's is the largest."""
-    surprise = lambda logits, labels: 1 - tasks.is_correct(logits, labels)  # noqa: E731
-    monkeypatch.setitem(tasks.METRICS, "error", surprise)
+    surprise = lambda logits, labels: 1 - metrics.is_correct(logits, labels)  # noqa: E731
+    monkeypatch.setitem(metrics.METRICS, "error", surprise)
     result = loop.train(make("best_metric=error"), tmp_path)
     assert result.best_step == 22
     assert result.best["error"] == pytest.approx(1 - result.best["accuracy"])
