@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
     if configuration.compilation_cache:
         compilation_cache.enable()
-    with distributed.in_company() if several else contextlib.nullcontext():
+    with distributed.exit_if_a_process_is_lost() if several else contextlib.nullcontext():
         if several:
             _join(flags, configuration)
         first = not several or jax.process_index() == 0

@@ -175,8 +175,6 @@ def test_the_command(tmp_path):
     config = runs.tests_config("tiny")
     workdir = runs.write(tmp_path / "tiny", config)
     env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.getcwd()}
-    # Before 0.10.2 jaxlib writes on stderr when it loads a program from the cache of the tests.
-    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     process = subprocess.Popen(
         [sys.executable, "-m", "terminator_jax.demo", workdir, "--port=0"],
         env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

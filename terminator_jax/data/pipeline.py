@@ -1,8 +1,8 @@
 """Batches of pictures, or of other examples, for training and for evaluation: grain pipelines.
 
 A batch is what the examples' `read` gives, for pictures a dict of `image` (uint8, `(batch, height,
-width, channels)`) and `label` (int32, `(batch,)`), with a `mask` (bool, `(batch,)`), False for the
-padding of the last evaluation batch.
+width, channels)`) and `label` (int32, `(batch,)`). One for evaluation also has a `mask` (bool,
+`(batch,)`), False for the padding of the last batch.
 
 Everything is a function of (seed, number of the batch): the order of the pictures, new in every
 epoch, and what the augmentation draws. The processes of a run therefore see the parts of the same
@@ -106,5 +106,4 @@ def eval_batches(
 
 def _read(examples: Examples, process: Process, indices: np.ndarray) -> Batch:
     """Reads this process's rows of the global batch that holds the examples at `indices`."""
-    batch = examples.read(indices[process.rows(len(indices))])
-    return {**batch, "mask": np.ones(len(next(iter(batch.values()))), bool)}
+    return examples.read(indices[process.rows(len(indices))])

@@ -9,7 +9,7 @@ from terminator_jax.ops.standardize import average
 
 
 def _over_space(x: jax.Array, causal: bool) -> jax.Array:
-    """Means `(batch, 1 …, channels)` or, causally, `(batch, length, channels)` of those so far."""
+    """Averages over space: `(batch, 1 …, channels)`, or causally `(batch, length, channels)`."""
     if causal and x.ndim != 3:
         raise ValueError(f"causal needs (batch, length, channels), got {x.shape}")
     if causal:
@@ -17,13 +17,15 @@ def _over_space(x: jax.Array, causal: bool) -> jax.Array:
     return average(x, tuple(range(1, x.ndim - 1)))
 
 
-def _channel_exponent(mean: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`m ⊙ k_c ⊙ m`."""
-    return hyperzzw.quadratic_gate(mean, kernel.reshape((1,) * (mean.ndim - 1) + (-1,)))
+def _channel_logit(mean: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Computes `m ⊙ k_c ⊙ m`."""
+    return hyperzzw.quadratic_form(mean, kernel.reshape((1,) * (mean.ndim - 1) + (-1,)))
 
 
 class HyperChannelInteraction(nnx.Module):
-    """`m = mean_space(x)`, `out = x ⊙ sigmoid(m ⊙ k_c ⊙ m)`, k_c from a channel slow network.
+    """Gates x by its channel means, with a kernel from a channel slow network.
+
+    `m = mean_space(x)`, `out = x ⊙ sigmoid(m ⊙ k_c ⊙ m)`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,8 +58,8 @@ class HyperChannelInteraction(nnx.Module):
     def __call__(self, x: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
         """Gates x `(batch, *spatial, channels)`; `kernel` is k_c, if that is already at hand."""
         kernel = self.channel() if kernel is None else kernel
-        gate = _channel_exponent(_over_space(x, self.causal), kernel)
-        return x * jax.nn.sigmoid(gate).astype(x.dtype)
+        logit = _channel_logit(_over_space(x, self.causal), kernel)
+        return x * jax.nn.sigmoid(logit).astype(x.dtype)
 
 
 class HyperInteraction(nnx.Module):
@@ -112,7 +114,6 @@ class HyperInteraction(nnx.Module):
         spatial_kernel = self.spatial() if spatial_kernel is None else spatial_kernel
         if y.shape != x.shape:
             raise ValueError(f"y and x must have one shape, got {y.shape} and {x.shape}")
-        channel = _channel_exponent(_over_space(y, self.causal), channel_kernel)
-        spatial = hyperzzw.quadratic_gate(average(y, (-1,)), spatial_kernel[None, ..., None])
-        gate = channel * spatial
-        return x * jax.nn.sigmoid(gate).astype(x.dtype)
+        channel = _channel_logit(_over_space(y, self.causal), channel_kernel)
+        spatial = hyperzzw.quadratic_form(average(y, (-1,)), spatial_kernel[None, ..., None])
+        return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)

@@ -1,7 +1,6 @@
 """Local HyperZZW: maps convolved with small kernels that another map generates."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.initializers import kaiming_normal
-from terminator_jax.layers.running import moments_of, track
+from terminator_jax.layers.running import moments_of
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.conv import fft_conv
@@ -106,7 +105,7 @@ class LocalBranches(nnx.Module):
         # Standardized together, which is the same: every channel has statistics of its own.
         y = batch_standardize(
             jnp.concatenate(y, axis=-1), causal=self.causal, axis_name=self.axis_name,
-            track=functools.partial(track, self.averages),
+            track=self.averages.track,
         )  # fmt: skip
         outputs = jnp.split(gelu(y), len(self.branches), axis=-1)
         return [out + self.scalar[n].astype(out.dtype) for n, out in enumerate(outputs)]

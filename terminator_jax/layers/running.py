@@ -12,8 +12,6 @@ Statistics = tuple[jax.Array, ...]
 class RunningAverages(nnx.Module):
     """Averages of a layer's batch statistics, kept as `nnx.BatchNorm` keeps its own.
 
-    `track` reads and updates them.
-
     Args:
       momentum: share of the averages that one batch leaves; 1 for the plain average of all batches.
       use_running_average: whether it begins in evaluation mode; `train()` and `eval()` set it.
@@ -30,40 +28,35 @@ class RunningAverages(nnx.Module):
         for name, value in initial.items():
             setattr(self, name, nnx.BatchStat(value))
 
+    def track(self, compute: Callable[[], Statistics], shape: tuple[int, ...]) -> Statistics:
+        """Returns the batch's statistics and updates the averages; after `eval()` the averages.
 
-def track(
-    averages: RunningAverages, compute: Callable[[], Statistics], shape: tuple[int, ...]
-) -> Statistics:
-    """Returns the statistics to use.
+        The n-th batch counts `1 / n` at first, so that averages need no bias correction, and
+        `1 - momentum` later.
 
-    In training these are those of the batch, which are added to the averages. The n-th batch counts
-    `1 / n` at first, so that averages need no bias correction, and `1 - momentum` later. In
-    evaluation they are the averages.
+        Args:
+          compute: computes the statistics of the batch; not called after `eval()`.
+          shape: of each statistic; the averages have the same number of values.
 
-    Args:
-      averages: of the layer.
-      compute: computes the statistics of the batch; not called in evaluation.
-      shape: of each statistic; the averages have the same number of values.
-
-    Example:
-      >>> averages = RunningAverages(mean=jnp.zeros(3))
-      >>> for value in (1.0, 3.0):
-      ...     _ = track(averages, lambda value=value: (jnp.full(3, value),), (3,))
-      >>> averages.eval()
-      >>> print(*track(averages, lambda: None, (1, 3)))
-      [[2. 2. 2.]]
-    """
-    kept = [getattr(averages, name) for name in averages.names]
-    if averages.use_running_average:
-        return tuple(average[...].reshape(shape) for average in kept)
-    statistics = compute()
-    count = averages.count[...] + 1
-    for average, value in zip(kept, statistics, strict=True):
-        old, new = average[...], jax.lax.stop_gradient(value).reshape(average.shape)
-        weight = jnp.maximum(1 / count.astype(old.dtype), 1 - averages.momentum)
-        average.set_value(old + weight * (new.astype(old.dtype) - old))
-    averages.count.set_value(count)
-    return statistics
+        Example:
+          >>> averages = RunningAverages(mean=jnp.zeros(3))
+          >>> for value in (1.0, 3.0):
+          ...     _ = averages.track(lambda value=value: (jnp.full(3, value),), (3,))
+          >>> averages.eval()
+          >>> print(*averages.track(lambda: None, (1, 3)))
+          [[2. 2. 2.]]
+        """
+        kept = [getattr(self, name) for name in self.names]
+        if self.use_running_average:
+            return tuple(average[...].reshape(shape) for average in kept)
+        statistics = compute()
+        count = self.count[...] + 1
+        for average, value in zip(kept, statistics, strict=True):
+            old, new = average[...], jax.lax.stop_gradient(value).reshape(average.shape)
+            weight = jnp.maximum(1 / count.astype(old.dtype), 1 - self.momentum)
+            average.set_value(old + weight * (new.astype(old.dtype) - old))
+        self.count.set_value(count)
+        return statistics
 
 
 def moments_of(shape: tuple[int, ...], dtype, **options) -> RunningAverages:

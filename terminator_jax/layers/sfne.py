@@ -1,7 +1,6 @@
 """The slow-fast neural encoding block (SFNE): its formula is `SFNEBlock.__call__`."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from terminator_jax.layers.local import LocalBranch, LocalBranches
 from terminator_jax.layers.magnet import OMEGA0, generate_kernels
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
-from terminator_jax.layers.running import moments_of, track
+from terminator_jax.layers.running import moments_of
 from terminator_jax.layers.slow import GlobalSlowNet
 from terminator_jax.ops import hyperzzw
 from terminator_jax.ops.activation import gelu
@@ -33,8 +32,8 @@ BRANCHES = (
     LocalBranch(5, kernel_from="u", applied_to="x"),
     LocalBranch(7, kernel_from="x", applied_to="u"),
 )
-# What the bottleneck reads, in the release's order; further branches and skips come after. The
-# formula, the fused function and `convert` share it.
+# What the bottleneck reads, in the release's order; further branches and skips come after.
+# `fused_weights` cuts the bottleneck's weights by it, and the fused block takes them by name.
 CONCAT_ORDER = ("o", "l2", "skip1", "f", "o_u", "l1", "s", "l3", "o_h", "l4", "skip2", "i")
 
 
@@ -54,7 +53,7 @@ class SlowWidths:
 
 
 class SlowKernels(NamedTuple):
-    """What a block's slow networks give (or the networks) that do not depend on the input.
+    """Holds one entry for each slow network that does not read the input: its kernel, or itself.
 
     Attributes:
       h_channel: of the hyper-channel interaction, which makes the map h, `(C,)`.
@@ -70,7 +69,7 @@ class SlowKernels(NamedTuple):
 
 
 def concat_order(branches: int, skips: int) -> tuple[str, ...]:
-    """Names of the maps that the bottleneck reads, in order.
+    """Lists the maps that the bottleneck reads, in order.
 
     Example:
       >>> concat_order(branches=4, skips=1)
@@ -184,8 +183,7 @@ class SFNEBlock(nnx.Module):
             length=size[0] if causal else None, use_running_average=use_running_average, **fast,
         )  # fmt: skip
         self.bottleneck = pointwise(len(self.concat_order) * channels, factor * channels, **fast)
-        # Added after the activation; and the averages of the standardization before it.
-        self.bias = nnx.Param(jnp.zeros((), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((), param_dtype))  # added after the activation
         self.averages = moments_of(
             (*size, factor * channels) if causal else (factor * channels,),
             at_least_float32(param_dtype), use_running_average=use_running_average,
@@ -202,10 +200,21 @@ class SFNEBlock(nnx.Module):
     ) -> jax.Array:
         """Applies the block.
 
-        With K the hyper-kernel, ∘ the operator and IS instance standardization, the bottleneck
-        reads these maps: `K̂ = x ⊙ K`, `f = IS(RGU₂(K̂) + RGU₁(x))`, `u = IS(W x)`, h = IS(x gated by
-        its channels), `o = K̂ ∘ f`, `o_u = K̂ ∘ u`, `o_h = K̂ ∘ h`, `s = SiLU(o)`, i = x gated by o,
-        `l1` and so on, the local branches, and the skips.
+        K, k_h, k_c and k_s are kernels of slow networks, ∘ is the operator, ⊙ the elementwise
+        product, σ the sigmoid, IS and G-IBS are standardizations, and m(·) is a mean, over space
+        or over channels:
+
+            K̂ = x ⊙ K
+            f = IS(RGU₂(K̂) + RGU₁(x))
+            u = IS(W x)
+            h = IS(x ⊙ σ(m_space(x) ⊙ k_h ⊙ m_space(x)))
+            o, o_u, o_h = K̂ ∘ f, K̂ ∘ u, K̂ ∘ h
+            s = SiLU(o)
+            i = x ⊙ σ((m_channels(o) ⊙ k_s ⊙ m_channels(o)) (m_space(o) ⊙ k_c ⊙ m_space(o)))
+            l1, l2 … = the local branches of x, u and h
+            out = GELU(G-IBS(W_b [o, f, o_u, s, o_h, i, l1 …, skips] + b)) + bias
+
+        The order in the brackets is `concat_order`. Dropout comes last.
 
         Args:
           x: `(batch, *size, C)`.
@@ -237,7 +246,7 @@ class SFNEBlock(nnx.Module):
         y = self.bottleneck(jnp.concatenate([maps[name] for name in self.concat_order], axis=-1))
         y = group_standardize(
             y, groups=self.groups, causal=self.causal, axis_name=self.axis_name,
-            track=functools.partial(track, self.averages),
+            track=self.averages.track,
         )  # fmt: skip
         return self.dropout(gelu(y) + self.bias[...].astype(y.dtype), rngs=rngs)
 
@@ -299,6 +308,6 @@ def fused_settings(block: SFNEBlock) -> SFNESettings:
         block.operator, block.operator_scale, block.causal, block.groups,
         local=tuple(branch.applied_to for branch in block.local.branches),
         make_local_kernels=block.local.kernels, axis_name=block.axis_name,
-        track_local=functools.partial(track, block.local.averages),
-        track_output=functools.partial(track, block.averages),
+        track_local=block.local.averages.track,
+        track_output=block.averages.track,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
-from terminator_jax.layers.running import RunningAverages, track
+from terminator_jax.layers.running import RunningAverages
 from terminator_jax.ops import magnet, pooling
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import AxisName, across
@@ -165,8 +165,7 @@ class LocalSlowNets(nnx.Module):
         if self.causal:
             means = [mean[:1] for mean in means]
         grids, inside, index = _padded_grids(self.sizes, self.ndim)
-        [pooled] = track(
-            self.averages,
+        [pooled] = self.averages.track(
             lambda: (across(self._pool(means), self.axis_name),),
             self.averages.pooled.shape,
         )

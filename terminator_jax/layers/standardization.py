@@ -1,12 +1,10 @@
 """Standardization as modules, without parameters."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.running import moments_of, track
+from terminator_jax.layers.running import moments_of
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
@@ -54,7 +52,7 @@ class BatchStandardization(nnx.Module):
         """`(batch, *spatial, channels)` to the same."""
         return batch_standardize(
             x, causal=self.causal, epsilon=self.epsilon, axis_name=self.axis_name,
-            track=_track(self.averages),
+            track=self.averages and self.averages.track,
         )  # fmt: skip
 
 
@@ -127,7 +125,7 @@ class GroupInstanceBatchStandardization(nnx.Module):
         """`(batch, *spatial, channels)` to the same."""
         return group_standardize(
             x, groups=self.groups, causal=self.causal, epsilon=self.epsilon,
-            axis_name=self.axis_name, track=_track(self.averages),
+            axis_name=self.axis_name, track=self.averages and self.averages.track,
         )  # fmt: skip
 
 
@@ -140,7 +138,3 @@ def _averages(num_features: int | None, causal: bool, use_running_average: bool)
             f"causal statistics have no averages: leave num_features={num_features} away"
         )
     return moments_of((num_features,), jnp.float32, use_running_average=use_running_average)
-
-
-def _track(averages):
-    return None if averages is None else functools.partial(track, averages)

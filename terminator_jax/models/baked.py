@@ -77,7 +77,7 @@ class BakedTerminator(Terminator):
 
     def __init__(self, model: Terminator):
         self.config, self.dtype = model.config, model.dtype
-        self.axis_name, self.remat = None, False
+        self.axis_name, self.remat, self.implementation = None, False, model.implementation
         self.blocks = nnx.List(
             BakedSFNEBlock(block, kernels)
             for block, kernels in zip(model.blocks, model._slow_kernels(), strict=True)

@@ -216,4 +216,4 @@ class VectorRGU(nnx.Module):
 
 def _interact(x: jax.Array, y: jax.Array, kernel: nnx.Param) -> jax.Array:
     """`x ⊙ sigmoid(y ⊙ k ⊙ y)`."""
-    return x * jax.nn.sigmoid(hyperzzw.quadratic_gate(y, kernel[...].astype(y.dtype)[None]))
+    return x * jax.nn.sigmoid(hyperzzw.quadratic_form(y, kernel[...].astype(y.dtype)[None]))

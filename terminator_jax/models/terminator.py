@@ -220,7 +220,8 @@ class Terminator(nnx.Module):
         implementation: str = "auto",
         rngs: nnx.Rngs,
     ):
-        self.config, self.dtype, self.axis_name, self.remat = config, dtype, axis_name, remat
+        self.config, self.dtype, self.axis_name = config, dtype, axis_name
+        self.remat, self.implementation = remat, implementation
         widths = {f.name for f in dataclasses.fields(SlowWidths)} - {"global_layers"}
         channels = config.block_channels
         self.blocks = nnx.List(
@@ -311,18 +312,20 @@ class Terminator(nnx.Module):
         model = nnx.eval_shape(
             lambda: Terminator(
                 config, dtype=self.dtype, param_dtype=self.head.kernel.dtype,
-                axis_name=self.axis_name, remat=self.remat, rngs=nnx.Rngs(0),
+                axis_name=self.axis_name, remat=self.remat, implementation=self.implementation,
+                rngs=nnx.Rngs(0),
             )
         )  # fmt: skip
         changes = [f"operator_scale: {old.operator_scale:.4g} to {scale:.4g}"] * (scale != 1)
+        tables = _tables(self, old.size) & _tables(model, size) if old.size != size else set()
         mine, new = (nnx.to_flat_state(nnx.state(m)) for m in (self, model))
         for (path, variable), (_, target) in zip(mine, new, strict=True):
             value = variable[...]
-            if value.shape != target.shape:
+            if path in tables or value.shape != target.shape:
                 changes.append(f"{'.'.join(map(str, path))}: {old.size} interpolated to {size}")
-                tables = value.reshape(*old.size, -1)
-                tables = jax.vmap(coordinates.interpolate, (-1, None), -1)(tables, size)
-                value = tables.reshape(target.shape)
+                columns = value.reshape(*old.size, -1)
+                columns = jax.vmap(coordinates.interpolate, (-1, None), -1)(columns, size)
+                value = columns.reshape(target.shape)
             target.set_value(value)
         for there, here in zip(running_averages(model), running_averages(self), strict=True):
             there.use_running_average = here.use_running_average
@@ -351,11 +354,13 @@ class Terminator(nnx.Module):
           ValueError: for a causal model, or one without running averages.
 
         Example:
-          >>> def baked(x):
-          ...     model = Terminator(TerminatorConfig.digits(), rngs=nnx.Rngs(0))
-          ...     return BakedTerminator(model)(x)
-          >>> from terminator_jax.models.baked import BakedTerminator
-          >>> jax.eval_shape(baked, jnp.ones((4, 8, 8, 1))).shape
+          >>> from terminator_jax import calibrate
+          >>> options = dict(factors=(12,), skips=((),), dropout=(0.0,), global_layers=(2,))
+          >>> config = dataclasses.replace(TerminatorConfig.digits(), **options)
+          >>> model = Terminator(config, rngs=nnx.Rngs(0))
+          >>> pictures = jnp.ones((4, 8, 8, 1))
+          >>> _ = calibrate(model, [pictures])
+          >>> model.bake()(pictures).shape
           (4, 10)
         """
         from terminator_jax.models.baked import bake
@@ -368,6 +373,12 @@ class Terminator(nnx.Module):
             raise ValueError(f"expected pictures (batch, *{expected}), got {x.shape}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"expected floating-point pictures, got {x.dtype}: scale them first")
+
+
+def _tables(model: nnx.Module, size: tuple[int, ...]) -> set[tuple]:
+    """Returns the paths of the tables with one value per position of a grid."""
+    layers = nnx.iter_modules(model)
+    return {(*path, "position") for path, layer in layers if getattr(layer, "size", None) == size}
 
 
 def _apply_block(

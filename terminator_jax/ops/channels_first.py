@@ -37,7 +37,7 @@ def spatial_mean(x: jax.Array) -> jax.Array:
     return jnp.dot(flat.astype(wide), weights, precision=jax.lax.Precision.HIGHEST)
 
 
-def spatial_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def spatial_mean_and_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Computes the mean and the mean square over space, `(channels, batch, 1 …)` each."""
     shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
     wide = x.astype(at_least_float32(x.dtype))

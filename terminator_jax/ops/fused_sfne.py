@@ -25,7 +25,7 @@ from terminator_jax.ops.channels_first import (
     broadcast_channels,
     pointwise,
     spatial_axes,
-    spatial_moments,
+    spatial_mean_and_square,
     to_channels_first,
     to_channels_last,
 )
@@ -37,8 +37,8 @@ from terminator_jax.ops.standardize import (
     Track,
     average,
     batch_groups,
-    centered,
-    moments,
+    mean_and_square,
+    mean_and_variance,
     normalize,
     standardize,
     standardize_groups,
@@ -148,8 +148,9 @@ def fused_sfne(
     if settings.folded:
         # The weights hold the moments of the groups of the batch: these are only passed through.
         y = y + broadcast_channels(weights.output_bias, y)
-        track = _standard
+        track = _identity_moments
     else:
+        # The output bias is not added: the standardization takes it away.
         track = _track(settings.track_output, weights.output_bias)
     y = standardize_groups(
         y, settings.groups, batch_axis=1, channel_axis=0, cumulative=_cumulative(settings),
@@ -187,7 +188,7 @@ def fold(
     )
 
 
-def _standard(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
+def _identity_moments(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
     """Returns moments with which `normalize` changes nothing."""
     del of_batch
     return jnp.zeros(shape), jnp.full(shape, 1 - EPSILON)
@@ -207,7 +208,7 @@ def _standardize(x: jax.Array, settings: SFNESettings) -> jax.Array:
     """Standardizes each sample and channel over its positions (IS)."""
     if settings.causal:
         return standardize(x, (), cumulative=_cumulative(settings))
-    return normalize(x, *centered(*spatial_moments(x)), EPSILON)
+    return normalize(x, *mean_and_variance(*spatial_mean_and_square(x)), EPSILON)
 
 
 def _scale(x: jax.Array, scale: float) -> jax.Array:
@@ -228,9 +229,10 @@ def _rgu_pair(
 
 def _gate_channels(x: jax.Array, kernel: jax.Array, settings: SFNESettings) -> jax.Array:
     """Computes h, the standardized hyper-channel interaction."""
-    mean, square = moments(x, _space(x, settings), cumulative=_cumulative(settings))
-    _, variance = centered(mean, square)
-    gate = jax.nn.sigmoid(hyperzzw.quadratic_gate(mean, broadcast_channels(kernel, mean)))
+    statistics = mean_and_square(x, _space(x, settings), cumulative=_cumulative(settings))
+    mean, variance = mean_and_variance(*statistics)
+    logit = hyperzzw.quadratic_form(mean, broadcast_channels(kernel, mean))
+    gate = jax.nn.sigmoid(logit)
     if settings.causal:
         return _standardize(x * gate.astype(x.dtype), settings)
     # One gate for each sample and channel, so IS(g x) needs the statistics of x alone.
@@ -242,8 +244,8 @@ def _interact(
 ) -> jax.Array:
     """Computes i, the hyper interaction of o and x."""
     mean = average(o, _space(o, settings), cumulative=_cumulative(settings))
-    channel = hyperzzw.quadratic_gate(mean, broadcast_channels(weights.i_channel, mean))
-    spatial = hyperzzw.quadratic_gate(average(o, (0,)), weights.i_spatial[None, None])
+    channel = hyperzzw.quadratic_form(mean, broadcast_channels(weights.i_channel, mean))
+    spatial = hyperzzw.quadratic_form(average(o, (0,)), weights.i_spatial[None, None])
     return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)
 
 
@@ -267,7 +269,7 @@ def _local_branches(
 
 
 def _track(track: Track | None, bias: jax.Array) -> Track | None:
-    """Tracks the moments that a map has in the formula: channels last, and with its bias."""
+    """Adapts a tracker of the formula's map, channels last and with its bias, to this one."""
     if track is None:
         return None
 

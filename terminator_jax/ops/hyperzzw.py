@@ -83,8 +83,8 @@ def _padding(causal: bool) -> str:
     return "causal" if causal else "same"
 
 
-def quadratic_gate(y: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes `y ⊙ kernel ⊙ y`, the elementwise HyperZZW that interactions gate with."""
+def quadratic_form(y: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Computes `y ⊙ kernel ⊙ y`, elementwise HyperZZW: interactions take the sigmoid of it."""
     return y * kernel * y
 
 

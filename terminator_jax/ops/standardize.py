@@ -24,7 +24,7 @@ Track = Callable[[Callable[[], Moments], tuple[int, ...]], Moments]
 
 
 def average(x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = None) -> jax.Array:
-    """Mean over `axes` (kept, with length 1), in float32 or wider.
+    """Averages over `axes` (kept, with length 1), in float32 or wider.
 
     Along the axis `cumulative`, if there is one, each position gets the mean of those so far.
 
@@ -42,10 +42,10 @@ def average(x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = Non
     return jnp.cumsum(mean, axis=cumulative) / count.reshape(shape)
 
 
-def moments(
+def mean_and_square(
     x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and mean of squares, each as `average` has it."""
+    """Computes the mean and the mean of squares, each as `average` does."""
     x = x.astype(at_least_float32(x.dtype))
     return average(x, axes, cumulative=cumulative), average(x * x, axes, cumulative=cumulative)
 
@@ -55,11 +55,11 @@ def across(statistics, axis_name: AxisName):
     return statistics if axis_name is None else jax.lax.pmean(statistics, axis_name)
 
 
-def centered(mean: jax.Array, square: jax.Array) -> Moments:
+def mean_and_variance(mean: jax.Array, square: jax.Array) -> Moments:
     """Computes mean and variance from mean and mean square.
 
     Example:
-      >>> print(*centered(jnp.array(2.0), jnp.array(5.0)))
+      >>> print(*mean_and_variance(jnp.array(2.0), jnp.array(5.0)))
       2.0 1.0
     """
     return mean, square - mean * mean
@@ -111,7 +111,9 @@ def standardize(
     """Computes a map with zero mean and unit variance over `axes`, in any layout."""
 
     def of_batch() -> Moments:
-        return centered(*across(moments(x, axes, cumulative=cumulative), axis_name))
+        return mean_and_variance(
+            *across(mean_and_square(x, axes, cumulative=cumulative), axis_name)
+        )
 
     shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
     return normalize(x, *(track(of_batch, shape) if track else of_batch()), epsilon)
@@ -144,23 +146,27 @@ def standardize_groups(
         raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
     batch_axis, channel_axis = batch_axis % x.ndim, channel_axis % x.ndim
     space = {*range(x.ndim)} - {batch_axis, channel_axis, cumulative}
-    instance = moments(x, tuple(space), cumulative=cumulative)
+    instance = mean_and_square(x, tuple(space), cumulative=cumulative)
 
     def of_batch() -> Moments:
-        return centered(*across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name))
+        return mean_and_variance(
+            *across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name)
+        )
 
     shape = tuple(n if axis in (channel_axis, cumulative) else 1 for axis, n in enumerate(x.shape))
     batch = track(of_batch, shape) if track else of_batch()
     by_batch = batch_groups(channels, groups)
     by_batch = by_batch.reshape([-1 if axis == channel_axis else 1 for axis in range(x.ndim)])
-    chosen = [jnp.where(by_batch, b, i) for b, i in zip(batch, centered(*instance), strict=True)]
+    chosen = [
+        jnp.where(by_batch, b, i) for b, i in zip(batch, mean_and_variance(*instance), strict=True)
+    ]
     return normalize(x, *chosen, epsilon)
 
 
 def instance_standardize(
     x: jax.Array, *, causal: bool = False, epsilon: float = EPSILON
 ) -> jax.Array:
-    """IS: zero mean and unit variance over space, per sample and channel.
+    """Standardizes each sample and channel over space (IS).
 
     Args:
       x: `(batch, *spatial, channels)`.
@@ -185,13 +191,13 @@ def batch_standardize(
     axis_name: AxisName = None,
     track: Track | None = None,
 ) -> jax.Array:
-    """BS: zero mean and unit variance over batch and space, per channel.
+    """Standardizes each channel over batch and space (BS).
 
     Args:
       x: `(batch, *spatial, channels)`.
       causal: for sequences: by the statistics of the positions so far.
       axis_name: the mapped axis over which the batch is split, if any.
-      track: gives the moments to use, such as `RunningAverages`; by default the batch's own.
+      track: gives the moments to use, such as `RunningAverages.track`; by default the batch's own.
     """
     cumulative = _check(x, causal)
     axes = (0,) if causal else tuple(range(x.ndim - 1))
@@ -209,7 +215,7 @@ def group_standardize(
     axis_name: AxisName = None,
     track: Track | None = None,
 ) -> jax.Array:
-    """G-IBS: even channel groups standardized over the batch (BS), odd ones per sample (IS).
+    """Standardizes even groups of channels over the batch (BS), odd ones per sample (IS): G-IBS.
 
     Args:
       x: `(batch, *spatial, channels)`; channels are cut into `groups` equal runs, in order.
@@ -228,7 +234,7 @@ def group_standardize(
 
 
 def _check(x: jax.Array, causal: bool) -> int | None:
-    """The axis along which statistics run, if any."""
+    """Returns the axis along which statistics are cumulative, if any."""
     if x.ndim < 3:
         raise ValueError(f"expected (batch, *spatial, channels), got shape {x.shape}")
     if causal and x.ndim != 3:

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -77,6 +79,7 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
         extra: the extra of this package that installs what the command imports.
     """
     logging.set_verbosity(logging.FATAL)  # what TFDS and orbax log as errors is raised too
+    _silence_old_jaxlib()
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
@@ -94,6 +97,13 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
             sys.stderr.flush()
             os._exit(code)  # sys.exit would try again to write what is left, and fail in many lines
     sys.exit(code)
+
+
+def _silence_old_jaxlib() -> None:
+    """Hides the two lines that jaxlib before 0.10.2 logs for each program from JAX's cache."""
+    numbers = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
+    if tuple(map(int, numbers[:3])) < (0, 10, 2):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _explain(error: Exception, extra: str) -> tuple[int | None, str]:

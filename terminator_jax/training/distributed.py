@@ -174,7 +174,7 @@ def _wait_for_coordinator(host: str, port: int, timeout_s: float) -> None:
 
 
 @contextlib.contextmanager
-def in_company() -> Iterator[None]:
+def exit_if_a_process_is_lost() -> Iterator[None]:
     """Ends the process with one line if another one is lost within it.
 
     Other errors are raised as they are. JAX would then wait for the other processes, which may

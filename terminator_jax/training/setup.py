@@ -29,7 +29,7 @@ from terminator_jax.training.tasks import Task, make_task
 
 @dataclasses.dataclass
 class Run:
-    """A run: its data, model, optimizer and state.
+    """Holds the data, the model, the optimizer and the state of a run.
 
     Attributes:
         config: the configuration.
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of the whole updates in the training split."""
+        """The number of batches in an epoch, without those of an incomplete update."""
         return steps_per_epoch(self.config, len(self.train_data))
 
     @property
@@ -79,7 +79,7 @@ class Run:
         return self.model_def.unravel(jax.device_get(self.state.params))
 
     def chosen_parameters(self) -> nnx.State:
-        """Returns those that `task.best_metric` is of: the parameters, or their averages."""
+        """Returns the parameters that `task.best_metric` scores: the last ones or their average."""
         if not self.task.best_metric.startswith(PREFIX):
             return self.named_parameters()
         opt_state = jax.device_get(self.state.opt_state)
@@ -186,11 +186,11 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
             f"{config.accumulate_steps}"
         )
 
-    task.augmentations(train_data, process_shard())  # says if one does not fit the data
+    task.augmentations(train_data, process_shard())  # to say now if one does not fit the data
     model = task.make_model()
     trained = trained_parameters(model, config.freeze)
     model_def, params, model_state = split_model(model, trained)
     tx, schedule = make_optimizer(config, steps)
-    params = jax.device_get(params)  # raveled there, without a program for each shape
+    params = jax.device_get(params)  # on the host, where raveling compiles nothing
     state = parallel.replicate(new_state(params, model_state, tx, config.seed))
     return Run(config, parallel, task, train_data, eval_data, model_def, tx, schedule, state)

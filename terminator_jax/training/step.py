@@ -13,9 +13,9 @@ from terminator_jax.training.metrics import Metrics
 from terminator_jax.training.state import ModelDef, TrainState, ravel, split_model
 from terminator_jax.training.tasks import Batch, ImageClassification, Task
 
-# The keys that a step's `rngs.dropout()` gives are those folded with 0, 1, …: far from this one.
+# Folded into a step's key for the streams of the model itself. `rngs.dropout()` folds its count
+# into the key, from 0, and never comes as far.
 STREAMS = 2**31
-
 
 Gradients = Callable[[TrainState, Batch], tuple[jax.Array, Metrics, nnx.State]]
 

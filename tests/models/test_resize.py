@@ -76,6 +76,27 @@ def test_a_finer_grid_sees_the_same_functions(operator):
     assert f"blocks.0.rgu1.position: {size} interpolated to {finer}" in tables
 
 
+def test_a_rectangle_of_as_many_positions():
+    """A table has as many values as before, and another grid."""
+    model = network(dataclasses.replace(CONFIG, size=(4, 8), operator="product"))
+    table = np.arange(4)[:, None] * 10.0 + np.arange(8)
+    model.blocks[0].slow_net.position.set_value(jnp.asarray(table.ravel()))
+    resized, changes = model.resized((8, 4))
+    found = resized.blocks[0].slow_net.position[...].reshape(8, 4)
+    assert relative(found[::7, ::3], table[::3, ::7]) < 1e-12  # the corners stay
+    assert relative(np.diff(found, axis=0), np.full((7, 4), 30 / 7)) < 1e-12
+    assert "blocks.0.slow_net.position: (4, 8) interpolated to (8, 4)" in changes
+    assert len(changes) == 8
+
+
+def test_it_stays_the_same_model():
+    options = dict(implementation="reference", remat=True, dtype=jnp.float64)
+    model = filled(lambda: Terminator(CONFIG, **options, rngs=nnx.Rngs(0)))
+    resized = model.resized((29, 29)).model
+    assert (resized.remat, resized.dtype) == (True, jnp.float64)
+    assert {block.implementation for block in resized.blocks} == {"reference"}
+
+
 def test_the_scale_matters():
     model = network(CONFIG)
     larger, _ = model.resized((29, 29))

@@ -31,7 +31,7 @@ def test_product_and_twice():
     hyper, u = normal(2, 7, 3, dtype=np.float32), normal(2, 7, 3, seed=2, dtype=np.float32)
     np.testing.assert_array_equal(hyperzzw.product(hyper, u), np.asarray(hyper) * u)
     np.testing.assert_allclose(
-        hyperzzw.quadratic_gate(u, hyper), np.asarray(u) ** 2 * hyper, rtol=1e-6
+        hyperzzw.quadratic_form(u, hyper), np.asarray(u) ** 2 * hyper, rtol=1e-6
     )
 
 

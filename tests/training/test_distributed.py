@@ -129,7 +129,7 @@ from terminator_jax.training import cli, distributed
 number, port = int(sys.argv[3].partition("=")[2]), sys.argv[1].rpartition(":")[2]
 
 def main(_):
-    with distributed.in_company():
+    with distributed.exit_if_a_process_is_lost():
         distributed.join(f"127.0.0.1:{port}", 2, number, timeout_s=TIMEOUT)
         return steps()
 """

@@ -60,7 +60,8 @@ def _lax_each(
 
     Its time does not depend on the size of the kernels.
     """
-    spatial, largest = maps[0].shape[2:], max(k.shape[2:] for k in kernels)
+    spatial = maps[0].shape[2:]
+    largest = tuple(map(max, zip(*(k.shape[2:] for k in kernels), strict=True)))
     options = dict(padding=padding, correlate=correlate)
     kernels = [_pad_kernel(k, largest, spatial, **options) for k in kernels]
     return convolve(jnp.concatenate(maps), jnp.concatenate(kernels), method="lax", **options)

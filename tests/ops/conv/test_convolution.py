@@ -331,9 +331,11 @@ def test_a_kernel_for_each_map(monkeypatch, method, padding, correlate):
     """Together, as on TPUs, their gradients together, and one after the other."""
     points = [Point("cpu", dims, 9, 4, False, method, method) for dims in (1, 2)]
     monkeypatch.setattr(fastest, "POINTS", points)
-    size, kernels = ((9,), (3, 4, 6)) if padding == "causal" else ((9, 6), (3, 4, 6))
+    size, kernels = (9, 6), ((3, 5), (4, 4), (6, 1))
+    if padding == "causal":
+        size, kernels = (9,), ((3,), (4,), (6,))
     maps = [normal(2, *size, 2, seed=n) for n in range(3)]
-    kernels = [normal(*[k] * len(size), 2, seed=k) for k in kernels]
+    kernels = [normal(*shape, 2, seed=shape[0]) for shape in kernels]
     options = dict(padding=padding, correlate=correlate)
 
     def together(maps, kernels):
