@@ -20,7 +20,7 @@ NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var"
 
 
 def lambda_layer_from_torch(state_dict: Mapping[str, Any], **kwargs) -> LambdaLayer:
-    """A lambda layer with the weights of a state dict.
+    """Makes a lambda layer with the weights of a state dict.
 
     Args:
       state_dict: names to arrays or CPU tensors: of `to_q`, `to_k`, `to_v`, `norm_q` and `norm_v`,
@@ -54,7 +54,7 @@ def lambda_layer_from_torch(state_dict: Mapping[str, Any], **kwargs) -> LambdaLa
 
 
 def lambda_layer_to_torch(layer: LambdaLayer) -> dict[str, np.ndarray]:
-    """The layer's weights in the package's naming and layout; inverse of the import."""
+    """Returns the layer's weights in the package's naming and layout; inverse of the import."""
     arrays = export_entries(layer, _entries(layer))
     if CONVOLUTION in arrays:
         arrays[CONVOLUTION] = np.moveaxis(arrays[CONVOLUTION], (-2, -1), (0, 1))[:, :, None]
@@ -62,7 +62,7 @@ def lambda_layer_to_torch(layer: LambdaLayer) -> dict[str, np.ndarray]:
 
 
 def _from_convolution(weight: np.ndarray) -> np.ndarray:
-    """`(k, u, 1, *window)` to `(*window, k, u)`."""
+    """Reshapes `(k, u, 1, *window)` to `(*window, k, u)`."""
     if weight.ndim < 4 or weight.shape[2] != 1:
         raise ValueError(
             f"misshapen in the state dict: {CONVOLUTION} {weight.shape},"
@@ -92,7 +92,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, dict[str, A
 
 
 def _entries(layer: LambdaLayer) -> Iterator[Entry]:
-    """Every tensor of the package; that of a convolution in our layout."""
+    """Returns every tensor of the package; that of a convolution in our layout."""
     for name in ("to_q", "to_k", "to_v"):
         yield Entry(f"{name}.weight", (name, "kernel"), trailing_ones=layer.table.ndim - 2)
     for name in ("norm_q", "norm_v"):

@@ -211,7 +211,7 @@ def save_model(
 
 
 def _by_name(state: nnx.State) -> dict[str, Any]:
-    """The arrays of a state by their dotted names, without the counters of random streams."""
+    """Returns the arrays of a state by dotted names, without the counters of random streams."""
     kept = nnx.filter_state(state, nnx.Not(nnx.RngState))
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(kept)}
 
@@ -266,7 +266,7 @@ def _largest(value: Any) -> float:
 def _build(
     model_config: Any, config: Mapping[str, Any], variables: dict[str, np.ndarray], file: Path
 ) -> nnx.Module:
-    """The model that the configuration describes, with the variables' values."""
+    """Builds the model that the configuration describes, with the variables' values."""
     dtype = jnp.dtype(config["dtype"])
 
     def make() -> nnx.Module:

@@ -88,7 +88,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def about(self) -> dict[str, Any]:
-        """What the model is, and what may be sent."""
+        """Says what the model is, and what may be sent."""
         return {
             "model": self.loaded.config["model"],
             "shape": self.loaded.picture_shape,
@@ -98,7 +98,7 @@ class Server(ThreadingHTTPServer):
         }
 
     def predict(self, data: bytes) -> dict[str, Any]:
-        """What the model says of the bytes of a file.
+        """Returns what the model says of the bytes of a file.
 
         Returns:
             `classes`, the likeliest with their probabilities; `picture`, what the model is given;

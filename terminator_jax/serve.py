@@ -264,7 +264,7 @@ class Session:
             start = rows.stop
 
     def _compute(self, data: np.ndarray) -> Any:
-        """The results of any number of rows, as NumPy arrays."""
+        """Computes the results of any number of rows, as NumPy arrays."""
         parts = []
         for start in range(0, len(data), self.max_batch):
             part = data[start : start + self.max_batch]
@@ -276,7 +276,7 @@ class Session:
 
 
 def _served(model: str | os.PathLike | LoadedModel, dtype: np.dtype) -> Served:
-    """The logits of a loaded model, which is baked."""
+    """Returns what computes the logits of a loaded model, which is baked."""
     loaded = (model if isinstance(model, LoadedModel) else load_model(model)).baked()
     graph, state = nnx.split(loaded.model)
 

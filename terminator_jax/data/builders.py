@@ -33,7 +33,7 @@ def _download(builder: tfds.core.DatasetBuilder, dl_manager: Any) -> dict[str, P
 
 @contextlib.contextmanager
 def _opened(archive: Path, name: str) -> Iterator[IO[bytes]]:
-    """A file of a tar archive."""
+    """Opens a file of a tar archive."""
     with tarfile.open(archive) as tar, tar.extractfile(name) as file:
         yield file
 

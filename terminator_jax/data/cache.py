@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """The user's cache directory of this package: `$XDG_CACHE_HOME` or `~/.cache`, then its name.
+    """Returns this package's cache directory: `$XDG_CACHE_HOME` or `~/.cache`, then its name.
 
     It is not created here.
 

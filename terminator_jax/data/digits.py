@@ -59,7 +59,7 @@ def _builder(data_dir: Path) -> Digits:
 
 
 def prepared(data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
-    """The builder of the digits, prepared on first use.
+    """Returns the builder of the digits, prepared on first use.
 
     Any number of processes may call this at once.
 

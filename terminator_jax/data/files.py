@@ -109,7 +109,7 @@ def _is_jpeg(picture: PIL.Image.Image) -> bool:
 
 
 def _mode(picture: PIL.Image.Image) -> str:
-    """What the picture is to be read as; raises ValueError if that would change its values."""
+    """Returns what to read the picture as; raises ValueError if that would change its values."""
     if picture.mode == "P":
         mode = "RGBA" if "transparency" in picture.info else "RGB"
     elif picture.mode in READ_AS:

@@ -64,7 +64,7 @@ class Folder:
         return len(self.classes)
 
     def read(self, indices: np.ndarray) -> Batch:
-        """The pictures at `indices`, `(n,)`, as `image` `(n, *shape)` and `label` `(n,)`.
+        """Reads the pictures at `indices`, `(n,)`: `image` `(n, *shape)` and `label` `(n,)`.
 
         Raises:
             InputError: if a file cannot be read.
@@ -141,7 +141,7 @@ def _open_folder(
 
 
 def _names(root: Path) -> list[Path]:
-    """The pictures below a folder in the order of their names, relative to it.
+    """Lists the pictures below a folder in the order of their names, relative to it.
 
     Raises:
         InputError: if there is a picture of a kind that is not read, or a folder cannot be.
@@ -168,7 +168,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _held_out(names: Sequence[str], fraction: float, seed: int) -> Parts:
-    """The positions of the parts `train` and `test`; `test` has the smallest hashes of names.
+    """Returns the positions of `train` and `test`; `test` has the smallest hashes of names.
 
     So a picture keeps its place when some others come or go.
     """
@@ -182,7 +182,7 @@ def _held_out(names: Sequence[str], fraction: float, seed: int) -> Parts:
 
 
 def _chosen(split: str, parts: Parts, path: Path) -> np.ndarray:
-    """The positions of a split, or of a part of it as TFDS writes them."""
+    """Returns the positions of a split, or of a part of it as TFDS writes them."""
     if split in parts:
         chosen = parts[split]
     else:
@@ -207,7 +207,7 @@ def _chosen(split: str, parts: Parts, path: Path) -> np.ndarray:
 
 
 def _shape(files: Sequence[Path], resize: int) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of the pictures; raises InputError if they differ."""
+    """Returns shape and dtype of the pictures; raises InputError if they differ."""
     headers = [read_header(path) for path in files]
     first = headers[0]
     for path, header in zip(files, headers, strict=True):

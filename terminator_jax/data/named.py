@@ -92,7 +92,7 @@ def _read_path(name: str, channels: int, report: Callable, others: list) -> Iter
 
 
 def _files(name: str, report: Callable, others: list) -> Iterator[Path]:
-    """The files that a path means."""
+    """Returns the files that a path means."""
     path = Path(name).expanduser()
     if path.is_dir():
         found = list(_below(path, report, others))
@@ -110,7 +110,7 @@ def _files(name: str, report: Callable, others: list) -> Iterator[Path]:
 
 
 def _below(root: Path, report: Callable, others: list) -> Iterator[Path]:
-    """The pictures and arrays below a folder in the order of their names, hidden ones left out."""
+    """Lists the pictures and arrays below a folder in the order of their names, no hidden ones."""
     seen = set()
     refuse = lambda error: report(f"{error.filename} cannot be read: {error.strerror}")  # noqa: E731
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
@@ -130,7 +130,7 @@ def _below(root: Path, report: Callable, others: list) -> Iterator[Path]:
 
 
 def _rows(name: str | Path, load: Callable[[], np.ndarray], channels: int) -> Iterator[Named]:
-    """The pictures of an array, read one by one."""
+    """Gives the pictures of an array one by one."""
     try:
         array = load()
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:

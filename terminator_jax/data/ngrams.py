@@ -21,7 +21,7 @@ class Ngrams(NamedTuple):
     bigram: np.ndarray
 
     def entropy(self, data: np.ndarray, chosen: np.ndarray | None = None) -> tuple[float, float]:
-        """Mean `-log p` of a text's bytes in nats, by the unigram and by the bigram.
+        """Computes the mean `-log p` of a text's bytes in nats, by the unigram and by the bigram.
 
         The bigram is always told the right byte before, which for the first byte is taken to be a
         newline.
@@ -37,7 +37,7 @@ class Ngrams(NamedTuple):
 
 
 def count(data: np.ndarray) -> Ngrams:
-    """The probabilities in a text, uint8 `(n,)`.
+    """Counts the bytes and pairs of a text, uint8 `(n,)`, and returns their probabilities.
 
     Each byte counts once more than it occurs; after each byte, the averages count as `PRIOR`
     observations.

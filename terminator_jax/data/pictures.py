@@ -42,11 +42,11 @@ class Pictures:
         return self.image.dtype
 
     def read(self, indices: np.ndarray) -> Batch:
-        """The pictures at `indices`, `(n,)`, as `image` `(n, *shape)` and `label` `(n,)`."""
+        """Reads the pictures at `indices`, `(n,)`: `image` `(n, *shape)` and `label` `(n,)`."""
         return {"image": self.image[indices], "label": self.label[indices]}
 
     def load(self) -> "Pictures":
-        """Itself, being in memory already."""
+        """Returns itself, being in memory already."""
         return self
 
 
@@ -124,7 +124,7 @@ def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _scaled_channel(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One channel: 8 bits as integers, 16 bits as floats, which pillow scales both."""
+    """Scales a channel: 8 bits as integers, 16 bits as floats, which pillow scales both."""
     wide = channel.dtype != np.uint8
     picture = PIL.Image.fromarray(channel.astype(np.float32) if wide else channel)
     scaled = np.asarray(picture.resize(size[::-1], PIL.Image.Resampling.BILINEAR))

@@ -130,7 +130,7 @@ def _prepare(
 
 @contextlib.contextmanager
 def _told(bars: bool) -> Iterator[None]:
-    """Without TFDS's messages, which name the temporary folder; its bars only where seen."""
+    """Hides TFDS's messages, which name the temporary folder; shows its bars only to a terminal."""
     if not (bars and (sys.stderr.isatty() or "ipykernel" in sys.modules)):
         tfds.disable_progress_bar()
     try:

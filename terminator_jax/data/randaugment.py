@@ -14,7 +14,7 @@ from terminator_jax.data.examples import Batch
 def _moved(
     picture: Image.Image, *, shear_x: float = 0, shear_y: float = 0, x: float = 0, y: float = 0
 ) -> Image.Image:
-    """A picture sheared about its centre and moved by parts of its size; what comes in is black."""
+    """Shears a picture about its centre and moves it by parts of its size; the rest is black."""
     width, height = picture.size
     matrix = (
         *(1, shear_x, x * width - shear_x * height / 2),
@@ -69,7 +69,7 @@ class RandAugment(grain.transforms.RandomMap):
     process: Process = SINGLE_PROCESS
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        """The batch with its pictures changed; labels and mask stay as they are.
+        """Changes the pictures of a batch; labels stay as they are.
 
         Raises:
             ValueError: unless the pictures are of uint8 and have 1 or 3 channels.

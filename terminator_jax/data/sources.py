@@ -68,7 +68,7 @@ class Split:
         return len(self.source)
 
     def read(self, indices: np.ndarray) -> Batch:
-        """The pictures at `indices`, `(n,)`, as `image` `(n, *shape)` and `label` `(n,)`.
+        """Reads the pictures at `indices`, `(n,)`: `image` `(n, *shape)` and `label` `(n,)`.
 
         Raises:
             InputError: if a label is out of range, as those of unlabelled splits are.
@@ -137,7 +137,7 @@ def prepared(
     download: bool = False,
     bundled: Iterable[str] = BUNDLED,
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that can be read; arguments and errors as of `open_split`.
+    """Returns a data set's builder, downloading it if asked to; arguments as of `open_split`.
 
     Args:
         dataset: as of `open_split`.

@@ -30,14 +30,14 @@ class ChannelDropout(nnx.Module):
         self.rate, self.axis_name = rate, axis_name
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """`(batch, *spatial, channels)` to the same; unchanged without `rngs`."""
+        """Drops channels of `(batch, *spatial, channels)`; none without `rngs`."""
         scale = self.scale(x.shape[0], x.shape[-1], rngs)
         if scale is None:
             return x
         return x * jnp.expand_dims(scale, range(1, x.ndim - 1)).astype(x.dtype)
 
     def scale(self, batch: int, channels: int, rngs: nnx.Rngs | None) -> jax.Array | None:
-        """What each sample's channels are multiplied with, `(batch, channels)`; None for 1."""
+        """Returns the factors of each sample's channels, `(batch, channels)`; None for 1."""
         if rngs is None or self.rate == 0:
             return None
         first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * batch

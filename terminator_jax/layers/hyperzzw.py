@@ -13,7 +13,7 @@ from terminator_jax.ops.standardize import AxisName
 
 
 class GlobalHyperZZW(nnx.Module):
-    """Full-context interaction of two maps: `K̂ = x ⊙ K`, then `K̂ ∘ u`.
+    """Mixes two maps over their full context: `K̂ = x ⊙ K`, then `K̂ ∘ u`.
 
     K is the hyper-kernel of a global slow network, as large as the map.
 
@@ -67,7 +67,7 @@ class GlobalHyperZZW(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, x: jax.Array, u: jax.Array) -> jax.Array:
-        """x and u `(batch, *size, channels)` to the same; x makes the kernel, u meets it."""
+        """Applies the layer to x, which makes the kernel, and to u, both `(batch, *size, channels)`."""
         if x.shape[1:] != (*self.size, self.channels) or u.shape != x.shape:
             raise ValueError(
                 f"expected x and u (batch, *{self.size}, {self.channels}), got {x.shape} and"
@@ -82,7 +82,7 @@ class GlobalHyperZZW(nnx.Module):
 
 
 class LocalHyperZZW(nnx.Module):
-    """A map correlated with small depthwise kernels that a slow network makes from another map.
+    """Correlates a map with small depthwise kernels that a slow network makes from another map.
 
     Example:
       >>> layer = LocalHyperZZW(5, 12, rngs=nnx.Rngs(0))
@@ -139,7 +139,7 @@ class LocalHyperZZW(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, source: jax.Array, u: jax.Array) -> jax.Array:
-        """source and u `(batch, *spatial, channels)`; returns u's shape."""
+        """Applies the layer to source and u, `(batch, *spatial, channels)`; returns u's shape."""
         u = u if self.dtype is None else u.astype(self.dtype)
         padding = "causal" if self.causal else "same"
         return fft_conv(u, self.slow_net(source), correlate=True, padding=padding)

@@ -12,7 +12,7 @@ from terminator_jax.ops.dtypes import at_least_float32
 
 
 class FeatureSlowNet(nnx.Module):
-    """A kernel between the features of two vectors: a ReLU MLP from a code to each of its rows.
+    """Generates a kernel between the features of two vectors: an MLP from a code to each row.
 
     Features have no order, and so no coordinates: the code of each of the context's features is
     learned. With `h_0` the codes, `h_i = relu(h_{i-1} W_i + b_i)`, `K = h_L W_o + b_o`.
@@ -63,7 +63,7 @@ class FeatureSlowNet(nnx.Module):
         self.out_bias = param(zeros, input_dim)
 
     def __call__(self) -> jax.Array:
-        """The kernel, `(context_dim, input_dim)`."""
+        """Generates the kernel, `(context_dim, input_dim)`."""
         wide = at_least_float32(self.code.dtype)
         code, weight, bias, out_weight, out_bias = (
             p[...].astype(wide)
@@ -76,7 +76,7 @@ class FeatureSlowNet(nnx.Module):
 
 
 class HyperZZWGate(nnx.Module):
-    """`y = x ⊙ (context @ K)`: every feature of x gated by all features of a context.
+    """Gates every feature of x by all features of a context: `y = x ⊙ (context @ K)`.
 
     K is a parameter, Glorot-uniform at first, or what a `FeatureSlowNet` makes.
 
@@ -134,7 +134,7 @@ class HyperZZWGate(nnx.Module):
             )  # fmt: skip
 
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """x `(..., input_dim)` and context `(..., context_dim)`; returns x's shape."""
+        """Gates x `(..., input_dim)` by a context `(..., context_dim)`; returns x's shape."""
         expected = (*x.shape[:-1], self.input_dim), (*x.shape[:-1], self.context_dim)
         if (x.shape, context.shape) != expected:
             raise ValueError(
@@ -147,12 +147,12 @@ class HyperZZWGate(nnx.Module):
         return hyperzzw.gate(*(a.astype(dtype) for a in (x, context, self.kernel())))
 
     def kernel(self) -> jax.Array:
-        """K, `(context_dim, input_dim)`."""
+        """Generates K, `(context_dim, input_dim)`."""
         return self.weight[...] if self.hidden is None else self.slow_net()
 
 
 def glorot_bound(rows: int, columns: int) -> float:
-    """Where Glorot's uniform distribution ends.
+    """Returns where Glorot's uniform distribution ends.
 
     Example:
       >>> glorot_bound(2, 4)

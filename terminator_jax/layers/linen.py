@@ -70,7 +70,7 @@ COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
 class Layer(nn.Module):
-    """A layer of `terminator_jax.layers`, built anew in every call around Linen's parameters.
+    """Wraps a layer of `terminator_jax.layers`, built anew in every call around Linen's parameters.
 
     Attributes:
       layer: its NNX class; the fields are the arguments of its constructor.
@@ -115,19 +115,19 @@ class Layer(nn.Module):
 
 
 def _variables(layer: nnx.Module, collection: str) -> dict[str, nnx.Variable]:
-    """The variables of a collection by their paths, as in `rgu1/k/kernel`."""
+    """Returns the variables of a collection by their paths, as in `rgu1/k/kernel`."""
     flat = nnx.to_flat_state(nnx.state(layer, COLLECTIONS[collection]))
     return {"/".join(map(str, path)): variable for path, variable in flat}
 
 
 def _nested(layer: nnx.Module, collection: str) -> dict[str, Any]:
-    """Their values as Linen keeps them."""
+    """Returns their values as Linen keeps them."""
     flat = {k: v.get_value() for k, v in _variables(layer, collection).items()}
     return unflatten_dict(flat, sep="/")
 
 
 def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether these are the same arrays."""
+    """Returns whether these are the same arrays."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     return all(a is b for a, b in pairs)
 
@@ -150,13 +150,13 @@ def _fill(layer: nnx.Module, collection: str, given: Mapping[str, Any], name: st
 
 
 def _arguments(layer: type[nnx.Module]) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments by name, without those of a `**kwargs`."""
+    """Returns the constructor's arguments by name, without those of a `**kwargs`."""
     _, *parameters = inspect.signature(layer.__init__).parameters.values()
     return {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
 
 
 def _module(layer: type[nnx.Module], passed_on: Iterable[inspect.Parameter] = ()) -> type[Layer]:
-    """The Linen module of a layer; `passed_on` is what its constructor takes as `**kwargs`."""
+    """Makes the Linen module of a layer; `passed_on` are the `**kwargs` of its constructor."""
     arguments = {p.name: p for p in passed_on} | _arguments(layer)
     random = arguments.pop("rngs", None) is not None
     defaults = {
@@ -227,16 +227,16 @@ class SlowFast(nn.Module):
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 
     def __call__(self, *inputs, size: tuple[int, ...] | None = None, **options) -> Any:
-        """`fast(kernel, *inputs, **options)`, with a kernel of another size if one is given."""
+        """Computes `fast(kernel, *inputs, **options)`; `size` is that of the kernel."""
         return self.fast(self.kernel(size), *inputs, **options)
 
     def kernel(self, size: tuple[int, ...] | None = None) -> jax.Array:
-        """The kernel, `(*size, features)`; of the layer's own size by default."""
+        """Generates the kernel, `(*size, features)`; of the layer's own size by default."""
         return kernel_from_coordinates(self.slow, self.size if size is None else size, self.dtype)
 
 
 def pointwise(outputs: int, **kwargs) -> nn.Dense:
-    """`terminator_jax.layers.pointwise` as an `nn.Dense`, which needs no number of inputs.
+    """Makes `terminator_jax.layers.pointwise` as an `nn.Dense`, which needs no number of inputs.
 
     Example:
       >>> import jax

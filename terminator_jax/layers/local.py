@@ -26,7 +26,7 @@ class LocalBranch:
 
 
 class LocalBranches(nnx.Module):
-    """Local branches: depthwise correlation → pointwise C→C → BS → GELU → + one scalar.
+    """Computes the local branches: depthwise correlation → pointwise → BS → GELU → + one scalar.
 
     Example:
       >>> layer = LocalBranches([LocalBranch(3, "x", "h")], 12, rngs=nnx.Rngs(0))

@@ -13,7 +13,7 @@ from terminator_jax.ops.standardize import instance_standardize
 
 
 class RGU(nnx.Module):
-    """Recursive gated unit: a map gated by projections of itself.
+    """Gates a map by projections of itself: a recursive gated unit.
 
     `κ = W_k x`, `v = W_v x`, `q = GELU(IS(κ ⊙ W_q v)) + p`, `out = W_y q`.
 

@@ -82,7 +82,7 @@ def concat_order(branches: int, skips: int) -> tuple[str, ...]:
 
 
 class SFNEBlock(nnx.Module):
-    """Slow-fast neural encoding block: full-context interaction of a map with itself.
+    """Mixes the full context of a map with itself: the slow-fast neural encoding block.
 
     A slow network generates a hyper-kernel as large as the map; the map times it is multiplied
     with three transformed versions of the map, four local branches add small context-dependent

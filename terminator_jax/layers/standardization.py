@@ -15,7 +15,7 @@ from terminator_jax.ops.standardize import (
 
 
 class BatchStandardization(nnx.Module):
-    """BS: zero mean and unit variance over batch and space, per channel.
+    """Standardizes each channel over batch and space (BS).
 
     Example:
       >>> BatchStandardization()(jnp.ones((2, 8, 8, 12))).shape
@@ -49,7 +49,7 @@ class BatchStandardization(nnx.Module):
         self.averages = _averages(num_features, causal, use_running_average)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, *spatial, channels)` to the same."""
+        """Standardizes `(batch, *spatial, channels)`."""
         return batch_standardize(
             x, causal=self.causal, epsilon=self.epsilon, axis_name=self.axis_name,
             track=self.averages and self.averages.track,
@@ -57,7 +57,7 @@ class BatchStandardization(nnx.Module):
 
 
 class InstanceStandardization(nnx.Module):
-    """IS: zero mean and unit variance over space, per sample and channel.
+    """Standardizes each sample and channel over space (IS).
 
     Example:
       >>> InstanceStandardization()(jnp.ones((2, 8, 8, 12))).shape
@@ -77,12 +77,12 @@ class InstanceStandardization(nnx.Module):
         self.causal, self.epsilon = causal, epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, *spatial, channels)` to the same."""
+        """Standardizes `(batch, *spatial, channels)`."""
         return instance_standardize(x, causal=self.causal, epsilon=self.epsilon)
 
 
 class GroupInstanceBatchStandardization(nnx.Module):
-    """G-IBS: even channel groups standardized over batch and space (BS), odd ones per sample (IS).
+    """Standardizes even channel groups over the batch (BS), odd ones per sample (IS): G-IBS.
 
     Example:
       >>> GroupInstanceBatchStandardization(groups=12)(jnp.ones((2, 8, 8, 24))).shape
@@ -122,7 +122,7 @@ class GroupInstanceBatchStandardization(nnx.Module):
         self.averages = _averages(num_features, causal, use_running_average)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, *spatial, channels)` to the same."""
+        """Standardizes `(batch, *spatial, channels)`."""
         return group_standardize(
             x, groups=self.groups, causal=self.causal, epsilon=self.epsilon,
             axis_name=self.axis_name, track=self.averages and self.averages.track,

@@ -69,7 +69,7 @@ class BakedSFNEBlock(nnx.Module):
 
 
 class BakedTerminator(Terminator):
-    """A Terminator for inference, which `Terminator.bake` makes.
+    """Computes what a trained Terminator computes, without slow networks; made by `bake`.
 
     It is called like the model that it was made of, and gives the same logits as that after
     `eval()`. It holds no slow networks, and cannot be trained or resized.

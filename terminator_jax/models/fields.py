@@ -47,7 +47,7 @@ def check_fields(config: Any, rules: Mapping[str, Rule]) -> None:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type; an integer is a float too, and a bool is neither."""
+    """Returns whether a value is of a type; an integer is a float too, and a bool is neither."""
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
         return isinstance(value, tuple) and all(_is_of(entry, item) for entry in value)

@@ -66,7 +66,7 @@ RULES = {
 
 
 class TabularTerminator(nnx.Module):
-    """A classifier or regressor of rows.
+    """Classifies rows, or predicts real numbers of them.
 
     Every feature meets every other in the first block already, as it is; no residuals.
 
@@ -143,7 +143,7 @@ class TabularTerminator(nnx.Module):
 
 
 class TabularBlock(nnx.Module):
-    """The slow-fast block for vectors x, with one hyper-kernel K and IS within each row.
+    """Mixes the features of vectors x by one hyper-kernel K, with IS within each row.
 
     With `x ∘ c = x ⊙ (c @ K)`, `f = IS(RGU₂(x ∘ x) + RGU₁(x))`, `u = IS(mixer x)` and
     `h = IS(x ⊙ sigmoid(x ⊙ k_h ⊙ x))`: `o = x ∘ f`, `o_u = x ∘ u`, `o_h = x ∘ h`,
@@ -180,14 +180,14 @@ class TabularBlock(nnx.Module):
         self.dropout = ChannelDropout(dropout, axis_name=axis_name)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """`(batch, inputs)` to `(batch, outputs)`; nothing is dropped without `rngs`."""
+        """Applies the block: `(batch, inputs)` to `(batch, outputs)`; drops only with `rngs`."""
         parts = self.parts(x)
         y = self.bottleneck(jnp.concatenate([parts[name] for name in PARTS], axis=1))
         y = gelu(standardize(y, (1,))) + self.scalar[...].astype(y.dtype)
         return self.dropout(y, rngs=rngs)
 
     def parts(self, x: jax.Array) -> dict[str, jax.Array]:
-        """What the bottleneck reads, each `(batch, inputs)`."""
+        """Computes what the bottleneck reads, each `(batch, inputs)`."""
         f = standardize(self.rgu2(self.gate(x, x)) + self.rgu1(x), (1,))
         u = standardize(self.mixer(x), (1,))
         h = standardize(_interact(x, x, self.channel_kernel), (1,))
@@ -197,7 +197,7 @@ class TabularBlock(nnx.Module):
 
 
 class VectorRGU(nnx.Module):
-    """The recursive gated unit for vectors: `out = W_y GELU(IS(W_k x ⊙ W_q x))`.
+    """Gates vectors by projections of themselves: `out = W_y GELU(IS(W_k x ⊙ W_q x))`.
 
     Of the unit for maps `W_q W_v` is one product, and p would be one value for all.
 
@@ -210,10 +210,10 @@ class VectorRGU(nnx.Module):
         self.k, self.q, self.y = (pointwise(features, features, **options) for _ in range(3))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, features)` to the same."""
+        """Applies the unit to `(batch, features)`."""
         return self.y(gelu(standardize(self.k(x) * self.q(x), (1,))))
 
 
 def _interact(x: jax.Array, y: jax.Array, kernel: nnx.Param) -> jax.Array:
-    """`x ⊙ sigmoid(y ⊙ k ⊙ y)`."""
+    """Computes `x ⊙ sigmoid(y ⊙ k ⊙ y)`."""
     return x * jax.nn.sigmoid(hyperzzw.quadratic_form(y, kernel[...].astype(y.dtype)[None]))

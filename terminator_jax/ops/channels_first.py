@@ -109,7 +109,7 @@ def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) ->
 
 @jax.custom_vjp
 def _matmul(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    """`kernelᵀ x` of `(inputs, outputs)` and `(inputs, positions)`, summed in float32 or wider.
+    """Computes `kernelᵀ x` of `(inputs, outputs)` and `(inputs, positions)` in float32 or wider.
 
     JAX's own gradient of it is transposed, which costs a copy of every large map. A training step
     on a CPU takes 1.4 times as long with that.

@@ -49,6 +49,6 @@ def interpolate(values: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def _between(n: int, m: int) -> np.ndarray:
-    """`(m, n)` matrix of linear interpolation from n positions to m."""
+    """Returns the `(m, n)` matrix of linear interpolation from n positions to m."""
     places = np.linspace(0, n - 1, m) if m > 1 else np.zeros(1)
     return np.maximum(0, 1 - abs(places[:, None] - np.arange(n)))

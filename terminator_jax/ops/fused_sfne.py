@@ -290,7 +290,7 @@ def _track(track: Track | None, bias: jax.Array) -> Track | None:
 def _rows(
     bottleneck: Mapping[str, jax.Array], skips: Mapping[str, jax.Array], branches: int
 ) -> dict[str, jax.Array]:
-    """The bottleneck's weights of each map; those of a tiled map are summed over its copies."""
+    """Returns the bottleneck's weights of each map, summed over the copies of a tiled one."""
     rows = dict(bottleneck)
     rows["local"] = jnp.concatenate([rows.pop(f"l{n + 1}") for n in range(branches)])
     for name, skip in skips.items():

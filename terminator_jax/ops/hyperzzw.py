@@ -16,7 +16,7 @@ from terminator_jax.ops.dtypes import at_least_float32
 
 
 def dot(hyper: jax.Array, u: jax.Array) -> jax.Array:
-    """Per channel, the matrix product of two square maps: `Σ_k hyper[b,i,k,c] u[b,k,j,c]`.
+    """Multiplies two square maps as matrices, per channel: `Σ_k hyper[b,i,k,c] u[b,k,j,c]`.
 
     Args:
       hyper: `(batch, n, n, channels)`, a hyper-kernel times its input.
@@ -40,7 +40,7 @@ def dot(hyper: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
-    """Elementwise product of a hyper-kernel times its input with a map of the same shape."""
+    """Multiplies a hyper-kernel times its input elementwise with a map of the same shape."""
     if hyper.shape != u.shape:
         raise ValueError(f"product needs equal shapes, got {hyper.shape} and {u.shape}")
     return hyper * u
@@ -49,7 +49,7 @@ def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
 def convolution(
     hyper: jax.Array, u: jax.Array, *, causal: bool = False, method: str = "auto"
 ) -> jax.Array:
-    """u convolved with each sample's hyper-kernel times its input: linear, 'same' or causal.
+    """Convolves u with each sample's hyper-kernel times its input: linear, 'same' or causal.
 
     `method` is one of `fft_conv`'s.
 
@@ -89,7 +89,7 @@ def quadratic_form(y: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def gate(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x ⊙ (context @ K)`: each feature times a sum of the context's, the HyperZZW of vectors.
+    """Computes `x ⊙ (context @ K)`: each feature times a sum of the context's, for vectors.
 
     Sums are float32 or wider, and rounded once, after the product.
 
@@ -121,7 +121,7 @@ def gate(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def gate_reference(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`gate` as it is written down, `y[..., i] = Σ_m x[..., i] context[..., m] K[m, i]`.
+    """Computes `gate` as it is written down, `y[..., i] = Σ_m x[..., i] context[..., m] K[m, i]`.
 
     Example:
       >>> print(gate_reference(jnp.array([[2.0]]), jnp.array([[3.0, 4.0]]), jnp.ones((2, 1))))
@@ -185,7 +185,7 @@ def check_operator(operator: str, size: Sequence[int], causal: bool = False) -> 
 
 
 def operator_named(name: str) -> Operator:
-    """The entry of `OPERATORS`; raises ValueError if there is none."""
+    """Returns the entry of `OPERATORS`; raises ValueError if there is none."""
     if name not in OPERATORS:
         raise ValueError(f"operator {name!r} is not one of {tuple(OPERATORS)}")
     return OPERATORS[name]

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def adaptive_matrix(n: int, bins: int) -> np.ndarray:
-    """`(bins, n)` matrix that averages n positions into `bins` adaptive bins.
+    """Returns the `(bins, n)` matrix that averages n positions into `bins` adaptive bins.
 
     Bin `o` covers `[floor(o n / bins), ceil((o + 1) n / bins))`, also when `bins > n`, where bins
     overlap (the rule of PyTorch's `AdaptiveAvgPool`).
@@ -25,7 +25,7 @@ def adaptive_matrix(n: int, bins: int) -> np.ndarray:
 
 
 def adaptive_average(x: jax.Array, bins: Sequence[int]) -> jax.Array:
-    """Adaptive average pooling of the spatial axes.
+    """Pools the spatial axes by adaptive averages.
 
     Args:
       x: `(batch, *spatial, channels)`.
@@ -47,7 +47,7 @@ def adaptive_average(x: jax.Array, bins: Sequence[int]) -> jax.Array:
 
 
 def adaptive_average_each(x: jax.Array, bins: Sequence[int]) -> jax.Array:
-    """Adaptive average pooling of several maps, each to its own bins, the same on every axis.
+    """Pools several maps by adaptive averages, each to its own bins, the same on every axis.
 
     Each result lies in the middle of the largest one's bins, zero around it.
 

@@ -47,14 +47,14 @@ def _zeros(params: optax.Params, dtype: Any) -> optax.Updates:
 
 
 def _signs(grads: optax.Updates, *averages: optax.Updates) -> optax.Updates:
-    """sign g + Σ sign m, in the dtype of g."""
+    """Computes sign g + Σ sign m, in the dtype of g."""
     return jax.tree.map(
         lambda g, *ms: sum((jnp.sign(m).astype(g.dtype) for m in ms), jnp.sign(g)), grads, *averages
     )
 
 
 def _average(grads: optax.Updates, average: optax.Updates, beta: Any) -> optax.Updates:
-    """β m + (1 - β) g, computed in float32 or float64 and kept in the dtype of m."""
+    """Computes β m + (1 - β) g in float32 or float64, and returns it in the dtype of m."""
 
     def leaf(g, m):
         wide = at_least_float32(jnp.float64 if g.dtype == jnp.float64 else m.dtype)
@@ -135,7 +135,7 @@ def kar2(
     *,
     mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Kar2: steps along the sign of the gradient plus the sign of its running average.
+    r"""Makes Kar2: steps along the sign of the gradient plus the sign of its running average.
 
     Let :math:`\eta` be the learning rate, :math:`g_t` the gradient and :math:`m_0 = 0`. Then
 
@@ -195,7 +195,7 @@ def kar3(
     *,
     mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Kar3: steps along the sign of the gradient plus the signs of two running averages.
+    r"""Makes Kar3: steps along the sign of the gradient plus the signs of two running averages.
 
     Let :math:`\eta` be the learning rate, :math:`g_t` the gradient and
     :math:`m^{(1)}_0 = m^{(2)}_0 = 0`. Then

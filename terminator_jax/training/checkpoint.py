@@ -35,7 +35,7 @@ from terminator_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run: those of the last step and the best one, and more if asked for.
+    """Keeps the checkpoints of a run: those of the last step and the best one, and more if asked.
 
     Args:
         workdir: the directory of the run.

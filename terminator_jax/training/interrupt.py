@@ -14,7 +14,7 @@ PROMISE = b"\nstopping: the step is finished and saved first; a second signal en
 
 
 class StopSignals:
-    """Within it, the first signal only sets `number`; a second one ends the process with 130.
+    """Listens to signals: the first only sets `number`, a second one ends the process with 130.
 
     Only the main thread of a process may handle signals. In another one nothing changes.
 

@@ -24,7 +24,7 @@ AXIS = "batch"
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """How steps run on all devices.
+    """Runs steps on all devices.
 
     Attributes:
         mesh: all devices, in the order in which they take their part of a batch.

@@ -84,7 +84,7 @@ def fft_conv(
 
 
 def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
-    """`fft_conv(x, kernel, correlate=True)`: what a depthwise layer does, zero 'same' padding.
+    """Computes `fft_conv(x, kernel, correlate=True)`, as a depthwise layer does with zero padding.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,7 +97,7 @@ def depthwise_correlate(x: jax.Array, kernel: jax.Array, *, method: str = "auto"
 def convolve_reference(
     x: np.ndarray, kernel: np.ndarray, *, padding: str = "same", correlate: bool = False
 ) -> np.ndarray:
-    """The definition of `fft_conv`, in NumPy, one kernel position after the other, in float64."""
+    """Computes `fft_conv` by its definition in NumPy: kernel position by position, in float64."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     kernel = kernel[None] if kernel.ndim == x.ndim - 1 else kernel
     spatial, size = x.shape[1:-1], kernel.shape[1:-1]

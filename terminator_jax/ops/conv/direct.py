@@ -16,7 +16,7 @@ TILE = 64
 
 
 def direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The window of the convolution of a `(channels, batch, *spatial)` map."""
+    """Computes the window of the convolution of a `(channels, batch, *spatial)` map."""
     return direct_each((window,), (x,), (kernel,))
 
 
@@ -24,13 +24,13 @@ def direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def direct_each(
     windows: Sequence[Window], maps: Sequence[jax.Array], kernels: Sequence[jax.Array]
 ) -> jax.Array:
-    """The windows of the convolutions of like maps with a kernel each, joined along channels."""
+    """Convolves like maps with a kernel each: the windows, joined along channels."""
     triples = zip(windows, maps, kernels, strict=True)
     return jnp.concatenate([_taps(x, k, w.start, w.count) for w, x, k in triples])
 
 
 def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence[int]) -> jax.Array:
-    """The window as a sum of shifted maps."""
+    """Computes the window as a sum of shifted maps."""
     size = kernel.shape[2:]
     padded = _padded(x, start, count, size)
     kernel = kernel.reshape(*kernel.shape, *(1,) * len(size))
@@ -48,7 +48,7 @@ def _taps(x: jax.Array, kernel: jax.Array, start: Sequence[int], count: Sequence
 def _padded(
     x: jax.Array, start: Sequence[int], count: Sequence[int], size: Sequence[int]
 ) -> jax.Array:
-    """The map with zeros around it: its position 0 is the first that the last tap reaches."""
+    """Pads a map with zeros: its position 0 is the first that the last tap reaches."""
     axes = zip(start, count, x.shape[2:], size, strict=True)
     return jnp.pad(x, [(0, 0), (0, 0), *((k - 1 - s, s + c - n) for s, c, n, k in axes)])
 
@@ -56,7 +56,7 @@ def _padded(
 def _shifted(
     padded: jax.Array, tap: Sequence[int], size: Sequence[int], count: Sequence[int]
 ) -> jax.Array:
-    """What the tap of a kernel of this size meets, for each of the wanted positions."""
+    """Returns what the tap of a kernel of this size meets, for each of the wanted positions."""
     offsets = [k - 1 - r for r, k in zip(tap, size, strict=True)]
     return padded[(..., *(slice(o, o + c) for o, c in zip(offsets, count, strict=True)))]
 
@@ -78,7 +78,7 @@ direct_each.defvjp(_forward, _backward)
 
 
 def _map_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-    """The gradient of a map: a convolution with the kernel turned around.
+    """Computes the gradient of a map: a convolution with the kernel turned around.
 
     `dx[i] = Σ_j dy[j] kernel[start + j - i]`.
     """
@@ -88,7 +88,7 @@ def _map_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) ->
 
 
 def _sequence_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-    """The gradient of a sequence's kernel: that of a product of windows of x with a band matrix."""
+    """Computes the gradient of a sequence's kernel: windows of x times a band matrix."""
     [count], k = window.count, kernel.shape[2]
     tiles = -(-count // TILE)
     tile = -(-count // tiles)
@@ -103,7 +103,7 @@ def _sequence_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Arra
 
 
 def _windows(x: jax.Array, number: int, step: int, width: int) -> jax.Array:
-    """`x[..., n * step : n * step + width]` as row n of the last two axes."""
+    """Returns `x[..., n * step : n * step + width]` as row n of the last two axes."""
     shifts = range(0, width, step)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, shifts[-1] + number * step - x.shape[-1])])
     parts = [x[..., s : s + number * step].reshape(*x.shape[:-1], number, step) for s in shifts]
@@ -111,7 +111,7 @@ def _windows(x: jax.Array, number: int, step: int, width: int) -> jax.Array:
 
 
 def _band(kernel: jax.Array, rows: int) -> jax.Array:
-    """`(channels, 1 or batch, rows, rows + k - 1)`: each row has the kernel, one further along."""
+    """Returns `(channels, 1 or batch, rows, rows + k - 1)`: row n has the kernel from n on."""
     k = kernel.shape[2]
     width = rows + k - 1
     row = jnp.pad(kernel, [(0, 0), (0, 0), (0, width + 1 - k)])

@@ -20,7 +20,7 @@ class Choice(NamedTuple):
 
 
 def fastest(platform: str, spatial: Sequence[int], size: Sequence[int], per_sample: bool) -> Choice:
-    """The methods that were fastest at the point measured that is nearest.
+    """Returns the methods that were fastest at the point measured that is nearest.
 
     Args:
       platform: `"cpu"`, `"gpu"` or `"tpu"`.
@@ -51,5 +51,5 @@ def fastest(platform: str, spatial: Sequence[int], size: Sequence[int], per_samp
 
 
 def _side(lengths: Sequence[int]) -> float:
-    """The logarithm of the geometric mean."""
+    """Returns the logarithm of the geometric mean."""
     return math.log2(math.prod(lengths)) / len(lengths)

@@ -30,29 +30,29 @@ class Spectrum(NamedTuple):
 
 
 def multiply(a: Spectrum, b: Spectrum) -> Spectrum:
-    """Complex product, broadcasting over the batch."""
+    """Multiplies complex numbers, broadcasting over the batch."""
     return Spectrum(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)
 
 
 def conjugate(a: Spectrum) -> Spectrum:
-    """The spectrum of the map turned around: products with it are correlations."""
+    """Returns the spectrum of the map turned around: products with it are correlations."""
     return Spectrum(a.real, -a.imag)
 
 
 class Transform(Protocol):
-    """A transform over circles of `lengths`, one per spatial axis."""
+    """Transforms over circles of `lengths`, one per spatial axis."""
 
     lengths: tuple[int, ...]
 
     def forward(self, x: jax.Array, positions: Positions) -> Spectrum:
-        """The spectrum of a real map at these positions of the circles, zero elsewhere."""
+        """Computes the spectrum of a real map at these positions of the circles, zero elsewhere."""
 
     def inverse(self, spectrum: Spectrum, positions: Positions) -> jax.Array:
-        """The real map at these positions."""
+        """Computes the real map at these positions."""
 
 
 class DFT:
-    """The transform as dense matrix products, one per axis; the last axis keeps half of itself.
+    """Transforms by dense matrix products, one per axis; the last axis keeps half of itself.
 
     Lengths are those needed, whatever their prime factors.
     """
@@ -82,7 +82,7 @@ class DFT:
 
 
 class LongDFT:
-    """The transform of one long axis as products with small matrices: Cooley and Tukey's steps.
+    """Transforms one long axis by products with small matrices: Cooley and Tukey's steps.
 
     The axis is folded into as many axes as there are factors; between the products along these
     come the twiddles. Where an FFT would put the frequencies back in order, this leaves them.
@@ -126,7 +126,7 @@ class LongDFT:
         return _waves(range(length), range(self._count(step)), length, sign)
 
     def _twiddle(self, step: int, sign: int, dtype) -> Spectrum:
-        """Between two steps: axes n_step, …, n_last (folded positions), k_0, …, k_(step-1)."""
+        """Returns the factors between two steps: axes n_step … n_last (folded), k_0 … k_(step-1)."""
         rest = math.prod(self.factors[step:])
         last = self._count(step - 1)
         wave = _waves(range(rest), range(last), self.factors[step - 1] * rest, sign)
@@ -135,7 +135,7 @@ class LongDFT:
 
 
 class FFT:
-    """The transform by XLA's real FFT; lengths are raised to ones with small prime factors."""
+    """Transforms by XLA's real FFT; lengths are raised to ones with small prime factors."""
 
     def __init__(self, lengths: Sequence[int], *, exact: bool = False):
         self.lengths = tuple(lengths) if exact else tuple(fast_length(n) for n in lengths)
@@ -150,7 +150,7 @@ class FFT:
 
 @functools.cache
 def fast_length(n: int) -> int:
-    """The smallest number from n on with no prime factor but 2, 3 and 5.
+    """Returns the smallest number from n on with no prime factor but 2, 3 and 5.
 
     Example:
       >>> [fast_length(n) for n in (7, 13, 31, 1025)]
@@ -168,7 +168,7 @@ def fast_length(n: int) -> int:
 
 
 def _placed(x: jax.Array, positions: Positions, lengths: Sequence[int]) -> jax.Array:
-    """The map on its circles, zero where it is not."""
+    """Returns the map on its circles, zero where it is not."""
     margins = [(p.start, m - p.stop) for p, m in zip(positions, lengths, strict=True)]
     if min(min(pair) for pair in margins) >= 0:
         return jnp.pad(x, [(0, 0), (0, 0), *margins])
@@ -178,7 +178,7 @@ def _placed(x: jax.Array, positions: Positions, lengths: Sequence[int]) -> jax.A
 
 
 def _taken(x: jax.Array, positions: Positions) -> jax.Array:
-    """The wanted positions of a map on its circles."""
+    """Returns the wanted positions of a map on its circles."""
     pairs = list(zip(positions, x.shape[2:], strict=True))
     if any(p.start < 0 or p.stop > m for p, m in pairs):
         x = jnp.roll(x, [-p.start for p in positions], range(2, x.ndim))
@@ -187,14 +187,14 @@ def _taken(x: jax.Array, positions: Positions) -> jax.Array:
 
 
 def _reordered(twiddle: Spectrum, steps: int, step: int) -> Spectrum:
-    """A twiddle as the way back needs it: axes k_0, …, k_(step-1), n_last, …, n_step."""
+    """Returns a twiddle as the way back needs it: axes k_0, …, k_(step-1), n_last, …, n_step."""
     order = (*range(steps - step, steps), *range(steps - step - 1, -1, -1))
     order = (0, 1, *(axis + 2 for axis in order))
     return Spectrum(*(jnp.transpose(part, order) for part in twiddle))
 
 
 def _waves(positions: range, frequencies: range, length: int, sign: int) -> np.ndarray:
-    """`exp(sign 2πi position frequency / length)`, `(positions, frequencies)`, exact phases."""
+    """Computes `exp(sign 2πi position frequency / length)`, `(positions, frequencies)`, exactly."""
     turns = np.outer(positions, frequencies) % length / length
     return np.exp(sign * 2j * np.pi * turns)
 
@@ -205,12 +205,12 @@ def _complex_product(x: Spectrum, matrix: np.ndarray, axis: int) -> Spectrum:
 
 
 def _real_product(x: Spectrum, matrix: np.ndarray, axis: int) -> jax.Array:
-    """The real part of `x` times a matrix."""
+    """Computes the real part of `x` times a matrix."""
     return _along(x.real, matrix.real, axis) - _along(x.imag, matrix.imag, axis)
 
 
 def _product(x: jax.Array, matrix: np.ndarray, axis: int) -> list[jax.Array]:
-    """`x` times the real and the imaginary part of a matrix, in one product."""
+    """Computes `x` times the real and the imaginary part of a matrix, in one product."""
     return jnp.split(_along(x, np.concatenate([matrix.real, matrix.imag], 1), axis), 2, axis=-1)
 
 

@@ -11,7 +11,7 @@ from terminator_jax.ops.conv.window import Window
 
 
 def grouped(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The window of the linear convolution of a `(channels, batch, *spatial)` map."""
+    """Computes the window of the linear convolution of a `(channels, batch, *spatial)` map."""
     if kernel.shape[1] != 1:  # one per sample: samples are channels then
         lead, rest = x.shape[:2], x.shape[2:]
         x, kernel = x.reshape(-1, 1, *rest), kernel.reshape(-1, 1, *kernel.shape[2:])

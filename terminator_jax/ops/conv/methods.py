@@ -25,7 +25,7 @@ SPECTRA = 2
 
 
 def convolve(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
-    """`fft_conv` of arrays with their channels first.
+    """Computes `fft_conv` of arrays with their channels first.
 
     Args:
       x: `(channels, batch, *spatial)`.
@@ -47,7 +47,7 @@ def convolve_shared_kernel(
     correlate: bool = False,
     max_bytes: int | None = None,
 ) -> list[jax.Array]:
-    """`[convolve(x, kernel, …) for x in maps]` of like maps, with one transform of the kernel."""
+    """Computes `[convolve(x, kernel, …) for x in maps]` with one transform of the kernel."""
     if correlate:
         kernel = jnp.flip(kernel, range(2, kernel.ndim))
     dtype = maps[0].dtype
@@ -71,7 +71,7 @@ def _convolve(
     method: str | Choice,
     padding: str,
 ) -> list[jax.Array]:
-    """The window of the convolution of each map."""
+    """Computes the window of the convolution of each map."""
     spatial, circular = maps[0].shape[2:], padding == "circular"
     if circular:
         kernel = _wrap_kernel(kernel, spatial)
@@ -114,7 +114,7 @@ def _by_method(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_choice(window: Window, choice: Choice, maps: list[jax.Array], kernel: jax.Array):
-    """By the method that is fastest without a gradient or, if one is taken, with it."""
+    """Computes by the method that is fastest without a gradient or, if one is taken, with it."""
     return _by_method(window, choice.forward, maps, kernel)
 
 
@@ -130,7 +130,7 @@ _by_choice.defvjp(_by_choice_forward, _by_choice_backward)
 
 
 def without_useless_positions(kernel, spatial, start, count):
-    """The kernel without the positions that reach no wanted result; and the new start."""
+    """Cuts off what of a kernel reaches no wanted result; returns it and the new start."""
     axes = list(zip(start, count, spatial, kernel.shape[2:], strict=True))
     low = [max(0, s - n + 1) for s, c, n, k in axes]
     high = [min(k, s + c) for s, c, n, k in axes]
@@ -139,7 +139,7 @@ def without_useless_positions(kernel, spatial, start, count):
 
 
 def _wrap_kernel(kernel: jax.Array, spatial: Sequence[int]) -> jax.Array:
-    """The kernel with what lies beyond the circle added to what lies on it."""
+    """Adds what of a kernel lies beyond the circle to what lies on it."""
     for axis, n in enumerate(spatial, start=2):
         k = kernel.shape[axis]
         if k > n:
@@ -153,7 +153,7 @@ def _wrap_kernel(kernel: jax.Array, spatial: Sequence[int]) -> jax.Array:
 def _chunked(
     function, maps: list[jax.Array], kernel: jax.Array, max_bytes: int | None
 ) -> list[jax.Array]:
-    """`function(maps, kernel)`, in parts along the channels that keep the bound."""
+    """Computes `function(maps, kernel)` in parts along the channels that keep the bound."""
     parts = 1 if max_bytes is None else _parts(maps, kernel, max_bytes)
     if parts == 1:
         return function(maps, kernel)
@@ -164,7 +164,7 @@ def _chunked(
 
 
 def _parts(maps: list[jax.Array], kernel: jax.Array, max_bytes: int) -> int:
-    """In how many equal parts the channels keep the bound, as far as there are channels."""
+    """Returns in how many equal parts the channels keep the bound, as far as there are channels."""
     x = maps[0]
     itemsize, channels = x.dtype.itemsize, len(x)
     # Maps, kernel and results in the layout inside; with a gradient as much again.

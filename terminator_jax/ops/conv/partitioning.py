@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def shared(function: Callable[[jax.Array], jax.Array], dims: int) -> Callable:
-    """`function` of an array's last `dims` axes, which devices and maps share along the others.
+    """Makes `function` act on an array's last `dims` axes; devices and maps share the others.
 
     It keeps the other axes as they are. The result has no derivative of its own.
 

@@ -18,7 +18,7 @@ from terminator_jax.ops.platform import by_platform
 def convolve_per_map(
     maps: Sequence[jax.Array], kernels: Sequence[jax.Array], *, padding: str, correlate: bool
 ) -> jax.Array:
-    """The maps convolved with a kernel each, joined along their channels.
+    """Convolves each map with a kernel of its own, and joins them along their channels.
 
     Args:
       maps: `(channels, batch, *spatial)` each, of one shape.
@@ -48,7 +48,7 @@ def convolve_per_map(
 def _each(
     choices: Sequence[Choice], maps: Sequence[jax.Array], kernels: Sequence[jax.Array], **options
 ) -> jax.Array:
-    """`convolve_per_map` one after the other, each by its own methods."""
+    """Computes `convolve_per_map` one after the other, each by its own methods."""
     triples = zip(maps, kernels, choices, strict=True)
     return jnp.concatenate([convolve(x, k, method=choice, **options) for x, k, choice in triples])
 
@@ -56,7 +56,7 @@ def _each(
 def _lax_each(
     maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
 ) -> jax.Array:
-    """`convolve_per_map` as one convolution of XLA's, each kernel amid zeros.
+    """Computes `convolve_per_map` as one convolution of XLA's, each kernel amid zeros.
 
     Its time does not depend on the size of the kernels.
     """
@@ -70,7 +70,7 @@ def _lax_each(
 def _direct_each(
     maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
 ) -> jax.Array:
-    """`convolve_per_map` by the method `direct`, whose gradients are then computed together."""
+    """Computes `convolve_per_map` by the method `direct`, with all gradients together."""
     dtype, spatial = maps[0].dtype, maps[0].shape[2:]
     wide = at_least_float32(dtype)
     windows, useful = [], []
@@ -88,7 +88,7 @@ def _direct_each(
 def _pad_kernel(
     kernel: jax.Array, size: Sequence[int], spatial: Sequence[int], padding: str, correlate: bool
 ) -> jax.Array:
-    """A kernel of a larger size that gives the same result."""
+    """Pads a kernel to a larger size that gives the same result."""
     own = kernel.shape[2:]
     here, there = (bounds(spatial, s, padding, correlate)[0] for s in (own, size))
     # How many zeros come before it and after it; a correlation turns the kernel around.

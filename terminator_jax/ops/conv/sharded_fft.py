@@ -18,7 +18,7 @@ from terminator_jax.ops.conv.partitioning import shared
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def rfftn(x: jax.Array, dims: int) -> jax.Array:
-    """`jnp.fft.rfftn` over the last `dims` axes.
+    """Computes `jnp.fft.rfftn` over the last `dims` axes.
 
     Example:
       >>> rfftn(jnp.ones((2, 4, 6)), 1).shape
@@ -29,7 +29,7 @@ def rfftn(x: jax.Array, dims: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def irfftn(z: jax.Array, lengths: Sequence[int]) -> jax.Array:
-    """`jnp.fft.irfftn` over the last axes, to as many positions as `lengths` (a tuple) says.
+    """Computes `jnp.fft.irfftn` over the last axes; `lengths`, a tuple, are those of the result.
 
     Example:
       >>> print(irfftn(rfftn(jnp.arange(5.0), 1), (5,)).round(4))
@@ -55,7 +55,7 @@ irfftn.defvjp(
 
 
 def conjugate_counts(length: int) -> np.ndarray:
-    """How often each frequency of half an axis counts: twice, but for those without a twin."""
+    """Returns how often half an axis counts each frequency: twice, but for those without a twin."""
     counts = np.full(length // 2 + 1, 2.0)
     counts[0] = 1
     if length % 2 == 0:

@@ -37,7 +37,7 @@ class _Sizes(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def fft_convolve(window: Window, method: str, maps: list[jax.Array], kernel: jax.Array):
-    """The window of the convolution of each `(channels, batch, *spatial)` map."""
+    """Computes the window of the convolution of each `(channels, batch, *spatial)` map."""
     return _forward(window, method, maps, kernel)[0]
 
 
@@ -65,7 +65,7 @@ fft_convolve.defvjp(_forward, _backward)
 
 
 def _kernel_part(transform: Transform, product: Spectrum, shape: Sequence[int]) -> jax.Array:
-    """The kernel's gradient: summed over the batch if the batch shares it."""
+    """Computes the kernel's gradient: summed over the batch if the batch shares it."""
     if shape[1] == 1:
         product = Spectrum(*(jnp.sum(part, 1, keepdims=True) for part in product))
     return transform.inverse(product, [range(k) for k in shape[2:]])
@@ -110,7 +110,7 @@ def kernel_gradients(
 def _common(
     windows: Sequence[Window], sizes: Sequence[Sequence[int]]
 ) -> tuple[Window, tuple[int, ...]]:
-    """A window and a size of kernel among whose positions are those of all the kernels."""
+    """Returns a window and a size of kernel among whose positions are those of all the kernels."""
     starts = np.array([w.start for w in windows])
     start = starts.max(0)
     size = (start - starts + np.array(sizes)).max(0)
@@ -120,7 +120,7 @@ def _common(
 def _transform(
     window: Window, method: str, spatial: Sequence[int], size: Sequence[int]
 ) -> Transform:
-    """A transform on circles long enough that what wraps around is not wanted."""
+    """Returns a transform on circles long enough that what wraps around is not wanted."""
     if window.circular:
         return FFT(spatial, exact=True) if method == "fft" else DFT(spatial)
     axes = zip(window.start, window.count, spatial, size, strict=True)

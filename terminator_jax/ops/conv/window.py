@@ -14,14 +14,14 @@ class Window(NamedTuple):
     circular: bool
 
     def positions(self) -> list[range]:
-        """The wanted positions of each axis."""
+        """Returns the wanted positions of each axis."""
         return [range(s, s + c) for s, c in zip(self.start, self.count, strict=True)]
 
 
 def bounds(
     spatial: Sequence[int], size: Sequence[int], padding: str, correlate: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first position wanted of the full convolution, and how many, per axis."""
+    """Returns the first position wanted of the full convolution, and how many, per axis."""
     starts = {
         "same": lambda k: k // 2 if correlate else (k - 1) // 2,
         "causal": lambda k: 0,

@@ -23,7 +23,7 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all tasks share.
+    """Holds what all tasks share.
 
     Attributes:
         config: the configuration of the run.
