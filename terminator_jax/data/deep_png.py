@@ -64,7 +64,7 @@ def _plane(rows: np.ndarray) -> np.ndarray:
 
 
 def _file(header: bytes, lines: bytes) -> bytes:
-    """Writes a PNG file."""
+    """Returns the bytes of a PNG file."""
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 1)), (b"IEND", b""))
     return SIGNATURE + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

@@ -67,7 +67,7 @@ class GlobalHyperZZW(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, x: jax.Array, u: jax.Array) -> jax.Array:
-        """Applies the layer to x, which makes the kernel, and to u, both `(batch, *size, channels)`."""
+        """Applies the layer to x, which makes the kernel, and u: `(batch, *size, channels)`."""
         if x.shape[1:] != (*self.size, self.channels) or u.shape != x.shape:
             raise ValueError(
                 f"expected x and u (batch, *{self.size}, {self.channels}), got {x.shape} and"

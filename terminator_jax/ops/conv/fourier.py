@@ -126,7 +126,7 @@ class LongDFT:
         return _waves(range(length), range(self._count(step)), length, sign)
 
     def _twiddle(self, step: int, sign: int, dtype) -> Spectrum:
-        """Returns the factors between two steps: axes n_step … n_last (folded), k_0 … k_(step-1)."""
+        """Returns factors between two steps: axes n_step … n_last (folded), k_0 … k_(step-1)."""
         rest = math.prod(self.factors[step:])
         last = self._count(step - 1)
         wave = _waves(range(rest), range(last), self.factors[step - 1] * rest, sign)
