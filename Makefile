@@ -14,7 +14,7 @@ export MALLOC_MMAP_MAX_ := 0
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular notebooks owner faults fuzz \
+.PHONY: help train test test-oldest test-newest mnist cifar10-look sequences lambda-networks shakespeare2d tabular notebooks owner faults devices fuzz \
 	benchmark benchmark-step benchmark-context benchmark-peers benchmark-torch tpu-compile clean
 
 help: ## show this list
@@ -80,6 +80,9 @@ notebooks: $(VENV)/.notebooks ## run the notebooks/*.py and write their .ipynb: 
 faults: $(VENV)/.train ## kill trainings and damage their files, half an hour: docs/reliability.md
 	@PYTHONPATH=benchmarks JAX_PLATFORMS=cpu $(VENV)/bin/python tests/faults/kills.py
 	@PYTHONPATH=benchmarks JAX_PLATFORMS=cpu $(VENV)/bin/python tests/faults/faults.py
+
+devices: $(VENV)/.train ## train on 1, 4 and 8 virtual devices and in two processes: docs/reliability.md
+	@PYTHONPATH=benchmarks JAX_PLATFORMS=cpu $(VENV)/bin/python tests/faults/devices.py
 
 fuzz: $(VENV)/.train ## feed damaged inputs to what reads them, minutes: docs/reliability.md
 	@PYTHONPATH=benchmarks JAX_PLATFORMS=cpu $(VENV)/bin/python tests/faults/fuzz.py
