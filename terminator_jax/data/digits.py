@@ -1,6 +1,6 @@
 """The digits of scikit-learn as a TFDS data set, prepared without network and without TensorFlow.
 
-builder = prepared()
+builder = open_builder()
 builder.info.splits["test"].num_examples  # 360
 """
 
@@ -58,7 +58,7 @@ def _builder(data_dir: Path) -> Digits:
     return Digits(data_dir=data_dir, file_format="array_record")
 
 
-def prepared(data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
+def open_builder(data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
     """Returns the builder of the digits, prepared on first use.
 
     Any number of processes may call this at once.

@@ -127,10 +127,10 @@ def open_split(
         return folder.open_own(
             dataset, split, resize=resize, eval_fraction=eval_fraction, split_seed=split_seed
         )
-    return _open(prepared(dataset, data_dir=data_dir, download=download), split, resize)
+    return _open(open_builder(dataset, data_dir=data_dir, download=download), split, resize)
 
 
-def prepared(
+def open_builder(
     dataset: str,
     *,
     data_dir: str = "",

@@ -152,7 +152,7 @@ BUNDLED: dict[str, Callable[[str], bytes]] = {"sonnets": _sonnets}
 
 
 def _from_tfds(dataset: str, split: str, data_dir: str, download: bool) -> bytes:
-    builder = sources.prepared(dataset, data_dir=data_dir, download=download, bundled=BUNDLED)
+    builder = sources.open_builder(dataset, data_dir=data_dir, download=download, bundled=BUNDLED)
     if "text" not in builder.info.features:
         raise InputError(
             f"{builder.name} is no set of texts: it has {', '.join(builder.info.features)}, and a"

@@ -6,7 +6,7 @@ from terminator_jax.models.nonlinear_transformer import (
     NonLinearTransformer,
     NonLinearTransformerConfig,
 )
-from terminator_jax.models.preprocess import preprocess
+from terminator_jax.models.preprocessing import preprocess
 from terminator_jax.models.registry import MODELS, ModelEntry, make_config
 from terminator_jax.models.tabular import TabularConfig, TabularTerminator
 from terminator_jax.models.terminator import Intermediates, Terminator, TerminatorConfig

@@ -38,7 +38,7 @@ def start(patch=lambda: None):
     child = os.fork()
     if child == 0:
         patch()
-        sources.prepared("cifar10", data_dir=str(folder), download=True)
+        sources.open_builder("cifar10", data_dir=str(folder), download=True)
         os._exit(0)
     return child
 """
@@ -74,7 +74,7 @@ def prepare_all(server, run_python, folder):
     infos = {name: server.add(name, make()[0]) for name, make in serve_archives.MAKERS.items()}
     code = CHILD.format(infos=infos, folder=str(folder)) + textwrap.dedent("""
         for name in builders.BUILDERS:
-            sources.prepared(name, data_dir=str(folder), download=True)
+            sources.open_builder(name, data_dir=str(folder), download=True)
             plain = tfds.builder(name, data_dir=folder)
             for split in plain.info.splits:
                 examples = tfds.data_source(name, split=split, data_dir=folder)
@@ -372,5 +372,5 @@ def test_leftovers_of_the_digits_are_removed(tmp_path):
 
     left = tmp_path / "digits" / f"{preparation.UNFINISHED}killed"
     left.mkdir(parents=True)
-    assert digits.prepared(tmp_path).is_prepared()
+    assert digits.open_builder(tmp_path).is_prepared()
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]

@@ -32,7 +32,7 @@ def test_digits_are_prepared_by_several_processes_at_once(tmp_path, run_python):
         for _ in range(3):
             child = os.fork()
             if child == 0:
-                builder = digits.prepared(pathlib.Path({str(tmp_path)!r}))
+                builder = digits.open_builder(pathlib.Path({str(tmp_path)!r}))
                 os._exit(0 if builder.info.splits["train"].num_examples == 1437 else 1)
             children.append(child)
         print([os.waitpid(child, 0)[1] for child in children])
@@ -47,7 +47,7 @@ def test_digits_where_nothing_can_be_written(tmp_path):
     with pytest.raises(
         InputError, match=r"data set of the digits in .* cannot be written: .* XDG_CACHE_HOME"
     ):
-        digits.prepared(tmp_path / "file")
+        digits.open_builder(tmp_path / "file")
 
 
 def test_read_is_in_the_order_asked_for():

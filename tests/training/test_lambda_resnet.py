@@ -79,5 +79,5 @@ def test_the_loss_is_label_smoothing():
     labels = np.arange(6)
     batch = dict(image=np.zeros((6, 8, 8, 1), np.uint8), label=labels)
     loss, metrics = task.loss(lambda pictures: logits, batch, None)
-    assert loss == metrics["label_smoothing"] == losses.label_smoothing(logits, labels, 0.09)
-    assert set(metrics) == {"loss", "accuracy", "label_smoothing"}
+    assert loss == metrics["cross_entropy"] == losses.label_smoothing(logits, labels, 0.09)
+    assert set(metrics) == {"loss", "accuracy", "cross_entropy"}

@@ -190,7 +190,7 @@ def test_loss_is_the_sum_of_its_weighted_terms(
     labels, logits, kernels, l2, given = computed
     loss, metrics = given[weights]
     expected = {
-        "label_smoothing": losses.label_smoothing(logits, labels, epsilon),
+        "cross_entropy": losses.label_smoothing(logits, labels, epsilon),
         "slow_neural": slow * losses.slow_neural(kernels, (12, 1), channel_sum),
         "l2": scale * l2,
     }

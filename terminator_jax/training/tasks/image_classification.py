@@ -137,11 +137,12 @@ class ImageClassification(Task):
     ) -> tuple[jax.Array, Metrics]:
         """Computes the logits and the terms of the loss, which are added up."""
         del rngs  # a model's own nnx.Dropout draws from its own stream
-        return self._smoothed(model(images), labels)
+        logits = model(images)
+        return logits, {"cross_entropy": self._cross_entropy(logits, labels)}
 
-    def _smoothed(self, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metrics]:
-        epsilon = self.config.loss.label_smoothing
-        return logits, {"label_smoothing": losses.label_smoothing(logits, labels, epsilon)}
+    def _cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Computes the cross-entropy with smoothed labels."""
+        return losses.label_smoothing(logits, labels, self.config.loss.label_smoothing)
 
     def eval_step(self, model: nnx.Module, batch: Batch) -> Metrics:
         """Computes the sums over the images of an evaluation batch without its padding."""
@@ -163,10 +164,11 @@ class TerminatorClassification(ImageClassification):
         logits, inter = model(images, rngs=rngs, intermediates=True)
         factors = model.config.factors
         slow = losses.slow_neural(inter.hyper_kernels, factors, weights.channel_sum)
-        _, terms = self._smoothed(logits, labels)
-        terms["slow_neural"] = weights.slow_neural * slow
-        terms["l2"] = losses.l2(nnx.state(model, nnx.Param), scale=weights.l2)
-        return logits, terms
+        return logits, {
+            "cross_entropy": self._cross_entropy(logits, labels),
+            "slow_neural": weights.slow_neural * slow,
+            "l2": losses.l2(nnx.state(model, nnx.Param), scale=weights.l2),
+        }
 
     def diagnostics(self, model: nnx.Module, batch: Batch) -> Metrics:
         """Computes mean and deviation of each block's features, and the loss of each pair."""
