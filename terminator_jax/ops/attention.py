@@ -238,6 +238,7 @@ def cheapest_tiles(rows: int, columns: int, window: int) -> Tiles:
 def _tiled_attention(
     tiles: Tiles, q: jax.Array, kv: tuple[jax.Array, ...], mask: jax.Array | None = None
 ) -> jax.Array:
+    """Attends tile by tile; JAX's own gradient would keep the scores of all tiles."""
     return _tiled_attention_fwd(tiles, q, kv, mask)[0]
 
 

@@ -24,7 +24,11 @@ def direct(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def direct_each(
     windows: Sequence[Window], maps: Sequence[jax.Array], kernels: Sequence[jax.Array]
 ) -> jax.Array:
-    """Convolves like maps with a kernel each: the windows, joined along channels."""
+    """Convolves like maps with a kernel each; JAX's own gradient has a pass for each position.
+
+    Returns:
+      The windows, joined along channels.
+    """
     triples = zip(windows, maps, kernels, strict=True)
     return jnp.concatenate([_taps(x, k, w.start, w.count) for w, x, k in triples])
 

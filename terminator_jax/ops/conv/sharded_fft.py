@@ -16,7 +16,6 @@ import numpy as np
 from terminator_jax.ops.conv.partitioning import shared
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def rfftn(x: jax.Array, dims: int) -> jax.Array:
     """Computes `jnp.fft.rfftn` over the last `dims` axes.
 
@@ -24,34 +23,40 @@ def rfftn(x: jax.Array, dims: int) -> jax.Array:
       >>> rfftn(jnp.ones((2, 4, 6)), 1).shape
       (2, 4, 4)
     """
-    return _forward(dims)(x)
+    return _transform(x.shape[-dims:], False, x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def irfftn(z: jax.Array, lengths: Sequence[int]) -> jax.Array:
-    """Computes `jnp.fft.irfftn` over the last axes; `lengths`, a tuple, are those of the result.
+    """Computes `jnp.fft.irfftn` over the last axes, to as many positions as `lengths` says.
 
     Example:
       >>> print(irfftn(rfftn(jnp.arange(5.0), 1), (5,)).round(4))
       [0. 1. 2. 3. 4.]
     """
-    return _inverse(lengths)(z)
+    return _transform(tuple(lengths), True, z)
 
 
-# With c how often a frequency counts (`conjugate_counts`), N the positions and θ the phases,
-#   rfftn y_k = Σ_n x_n exp(-iθ);   irfftn x_n = Re Σ_k c_k z_k exp(iθ) / N.
-rfftn.defvjp(
-    lambda x, dims: (rfftn(x, dims), _Lengths(x.shape[-dims:])),
-    lambda dims, lengths, dy: (
-        irfftn(jnp.conj(dy) / _counts_like(dy, lengths[-1]), tuple(lengths)) * math.prod(lengths),
-    ),
-)
-irfftn.defvjp(
-    lambda z, lengths: (irfftn(z, lengths), None),
-    lambda lengths, _, dx: (
-        jnp.conj(rfftn(dx, len(lengths))) * _counts_like(dx, lengths[-1]) / math.prod(lengths),
-    ),
-)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _transform(lengths: tuple[int, ...], inverse: bool, x: jax.Array) -> jax.Array:
+    """Has a gradient of its own, because a partitioned function has none."""
+    return _inverse(lengths)(x) if inverse else _forward(len(lengths))(x)
+
+
+def _transform_backward(lengths, inverse, _, dy):
+    # With c how often a frequency counts (`conjugate_counts`), N the positions and θ the phases,
+    #   rfftn y_k = Σ_n x_n exp(-iθ);   irfftn x_n = Re Σ_k c_k z_k exp(iθ) / N.
+    scale = conjugate_counts(lengths[-1]) / math.prod(lengths)
+    scale = jnp.asarray(scale, jnp.finfo(dy.dtype).dtype).reshape((1,) * (dy.ndim - 1) + (-1,))
+    if inverse:
+        return (jnp.conj(_transform(lengths, False, dy)) * scale,)
+    return (_transform(lengths, True, jnp.conj(dy) / scale),)
+
+
+def _transform_forward(lengths, inverse, x):
+    return _transform(lengths, inverse, x), None
+
+
+_transform.defvjp(_transform_forward, _transform_backward)
 
 
 def conjugate_counts(length: int) -> np.ndarray:
@@ -61,16 +66,6 @@ def conjugate_counts(length: int) -> np.ndarray:
     if length % 2 == 0:
         counts[-1] = 1
     return counts
-
-
-def _counts_like(x: jax.Array, length: int) -> jax.Array:
-    counts = jnp.asarray(conjugate_counts(length), jnp.finfo(x.dtype).dtype)
-    return counts.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-@jax.tree_util.register_static
-class _Lengths(tuple):
-    """Positions per axis, known when tracing."""
 
 
 @functools.cache

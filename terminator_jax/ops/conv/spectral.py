@@ -37,7 +37,14 @@ class _Sizes(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def fft_convolve(window: Window, method: str, maps: list[jax.Array], kernel: jax.Array):
-    """Computes the window of the convolution of each `(channels, batch, *spatial)` map."""
+    """Convolves each map by its spectrum, which the gradient uses again: a transform, not three.
+
+    Args:
+      window: what is wanted of the results.
+      method: `fft` or `dft`.
+      maps: `(channels, batch, *spatial)` each, of one shape.
+      kernel: `(channels, 1 or batch, *size)`.
+    """
     return _forward(window, method, maps, kernel)[0]
 
 
