@@ -19,7 +19,7 @@ from terminator_jax.data.examples import Batch, LabelledPictures
 from terminator_jax.data.pictures import Pictures, load, resized
 from terminator_jax.errors import InputError, one_line
 
-BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.prepared}
+BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.open_builder}
 
 
 @dataclasses.dataclass(frozen=True)
