@@ -101,6 +101,7 @@ def run_main(monkeypatch, capsys):
     def run(module, *arguments):
         main = importlib.import_module(f"terminator_jax.{module}").main
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which a command replaces
         with pytest.raises(SystemExit) as ended:
             cli.run(main)
         return ended.value.code, *capsys.readouterr()

@@ -98,7 +98,7 @@ def converter(run_python):
         warnings.simplefilter("ignore")
         import jax, jax2onnx
         try:
-            jax2onnx.to_onnx(lambda x: jax.nn.gelu(jax.nn.silu(x)), [(2, 3)])
+            jax2onnx.to_onnx(lambda x: jax.jit(jax.nn.gelu)(jax.nn.silu(x)), [(2, 3)])
         except Exception as error:
             print(error)
         """

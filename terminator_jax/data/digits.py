@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from terminator_jax.data import preparation
 from terminator_jax.data.cache import user_cache
-from terminator_jax.errors import cannot_write
+from terminator_jax.errors import InputError, cannot_write, one_line
 
 TEST_EVERY = 5
 
@@ -67,7 +67,7 @@ def open_builder(data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
         data_dir: where to keep the data set, by default `tfds` in the user's cache directory.
 
     Raises:
-        InputError: if the directory cannot be written.
+        InputError: if the directory cannot be written, or what is in it cannot be read.
     """
     data_dir = data_dir or user_cache() / "tfds"
     try:
@@ -75,3 +75,8 @@ def open_builder(data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
     except OSError as error:
         hint = "set XDG_CACHE_HOME to a directory that can be"
         raise cannot_write(f"the data set of the digits in {data_dir}", error, hint) from error
+    except Exception as error:  # whatever damaged files make TFDS raise
+        raise InputError(
+            f"{data_dir / Digits.name} cannot be read: {one_line(error)}: remove this folder, so "
+            "that it is prepared again"
+        ) from error

@@ -18,11 +18,13 @@ POSITIVE = Rule(lambda value: value > 0, "greater than 0")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "0 or more")
 ALL_POSITIVE = Rule(lambda values: values and min(values) > 0, "one or more numbers greater than 0")
 DROPOUT = Rule(lambda value: 0 <= value < 1, "in [0, 1)")
+# Arrays of larger sizes would fill the machine's memory before it says that they cannot be had.
+LARGEST = 2**24
 DROPOUTS = Rule(lambda values: all(map(DROPOUT.accepts, values)), "numbers in [0, 1)")
 
 
 def check_fields(config: Any, rules: Mapping[str, Rule]) -> None:
-    """Raises ValueError if a field of a dataclass is of another type or breaks its rule.
+    """Raises ValueError if a field of a dataclass is of another type, huge, or breaks its rule.
 
     Args:
       config: an instance of a dataclass with type hints.
@@ -42,6 +44,9 @@ def check_fields(config: Any, rules: Mapping[str, Rule]) -> None:
         name, value = field.name, getattr(config, field.name)
         if not _is_of(value, hints[name]):
             raise ValueError(f"{name} is {value!r}, and must be of type {_words(hints[name])}")
+        values = value if isinstance(value, tuple) else (value,)
+        if any(_is_number(entry, numbers.Integral) and entry > LARGEST for entry in values):
+            raise ValueError(f"{name} is {value!r}, and must be {LARGEST:,} or less")
         if name in rules and value is not None and not rules[name].accepts(value):
             raise ValueError(f"{name} is {value!r}, and must be {rules[name].words}")
 

@@ -80,6 +80,7 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
     """
     logging.set_verbosity(logging.FATAL)  # what TFDS and orbax log as errors is raised too
     _silence_old_jaxlib()
+    hide_callbacks()
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
@@ -97,6 +98,18 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
             sys.stderr.flush()
             os._exit(code)  # sys.exit would try again to write what is left, and fail in many lines
     sys.exit(code)
+
+
+def hide_callbacks() -> None:
+    """Hides what callbacks of tensorstore's C++ threads raise: orbax raises the cause of it."""
+    print_unraisable = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        of_c = unraisable.object is None and unraisable.err_msg is None
+        if not of_c:
+            print_unraisable(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _silence_old_jaxlib() -> None:
@@ -120,7 +133,8 @@ def _explain(error: Exception, extra: str) -> tuple[int | None, str]:
             lost = isinstance(error, BrokenPipeError)
             name = f"{error.filename}: " if error.filename else ""
             return FAILED, "" if lost else f"error: {name}{error.strerror or error}"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    out_of_memory = any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
+    if isinstance(error, MemoryError) or out_of_memory:
         return FAILED, f"error: not enough memory: {_first_line(error)}"
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ())[-1:])
     return None, f"error: this is a bug; please report it with the lines below{notes}"

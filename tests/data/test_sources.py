@@ -50,6 +50,14 @@ def test_digits_where_nothing_can_be_written(tmp_path):
         digits.open_builder(tmp_path / "file")
 
 
+@pytest.mark.parametrize("content", ["{...", "[]", "", '{"splits": 3}'])
+def test_digits_whose_description_is_damaged(tmp_path, content):
+    builder = digits.open_builder(tmp_path)
+    (Path(builder.data_dir) / "dataset_info.json").write_text(content)
+    with pytest.raises(InputError, match=r"digits cannot be read: .*: remove this folder, so "):
+        sources.Split(sources.random_access(digits.open_builder(tmp_path), "train"), "", (), 10)
+
+
 def test_read_is_in_the_order_asked_for():
     split = sources.open_split("digits", "test")
     pictures, indices = split.load(), np.array([5, 0, 5, 359])

@@ -145,6 +145,7 @@ def test_it_starts_with_about_equal_chances():
     ("options", "message"),
     [
         (dict(layers=0), "layers is 0, and must be greater than 0"),
+        (dict(layers=2**24 + 1), "layers is 16777217, and must be 16,777,216 or less"),
         (dict(global_every=-1), "global_every is -1, and must be 0 or more"),
         (dict(heads=3), "channels is 8, and must be a multiple of heads, 3"),
     ],
