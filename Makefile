@@ -69,10 +69,11 @@ shakespeare2d: $(VENV)/.train ## train on Tiny Shakespeare and fill grids with t
 tabular: $(VENV)/.train ## tables of scikit-learn beside its own models, three minutes: docs/results.md
 	@$(VENV)/bin/python benchmarks/tabular.py
 
-# Each in an empty folder, so that what it trains begins from the start; without the times of its cells.
+# Each in an empty folder, so that what it trains begins from the start; without the times of its
+# cells. With `--update` jupytext would keep the outputs of before.
 notebooks: $(VENV)/.notebooks ## run the notebooks/*.py and write their .ipynb: ten minutes on a CPU
 	@for notebook in notebooks/*.py; do folder=$$(mktemp -d); \
-	  $(VENV)/bin/jupytext --quiet --update --to ipynb --set-kernel python3 --execute --run-path $$folder \
+	  $(VENV)/bin/jupytext --quiet --to ipynb --set-kernel python3 --execute --run-path $$folder \
 	    $$notebook || exit; rm -r $$folder; done
 	@$(VENV)/bin/jupyter nbconvert --log-level=ERROR --to notebook --inplace --ClearMetadataPreprocessor.enabled=True \
 	  --ClearMetadataPreprocessor.clear_notebook_metadata=False notebooks/*.ipynb
