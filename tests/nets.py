@@ -26,6 +26,11 @@ def normal(*shape, seed=1, dtype=np.float64):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
+def largest(values):
+    """The largest value, NaN if one is NaN: Python's `max` leaves NaN out."""
+    return float(np.max([*values]))
+
+
 def relative(found, expected):
     """The largest difference, relative to the largest value expected."""
     found, expected = np.asarray(found), np.asarray(expected)

@@ -163,7 +163,7 @@ def test_wrong_use(run_main, linear, tmp_path):
     ):
         code, out, err = run_main("export", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and says in err
-    assert not list(tmp_path.parent.glob(".*.partial"))
+    assert not [*tmp_path.glob(".*"), *tmp_path.parent.glob(".*")]
 
 
 def test_a_missing_package_is_named_with_its_extra(run_python):

@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 import safetensors.numpy
 from flax import nnx
 
@@ -15,19 +16,21 @@ from terminator_jax.training import config as configs
 from terminator_jax.training import loop
 from terminator_jax.training.evaluation import evaluate_checkpoint
 
-CONFIGS = {name: f"tests/training/{name}.py" for name in ("small", "tiny", "tiny_text")}
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
+CONFIGS = {name: f"tests/training/{name}.py" for name in ("small", "tiny")}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The directory of a run of each kind, trained when it is first asked for."""
-    runs = {}
+    trained = {}
 
     def run(name):
-        if name not in runs:
-            runs[name] = tmp_path_factory.mktemp(name)
-            loop.train(configs.read(CONFIGS[name], ["--config.seed=3"]), runs[name])
-        return runs[name]
+        if name not in trained:
+            trained[name] = tmp_path_factory.mktemp(name)
+            loop.train(configs.read(CONFIGS[name], ["--config.seed=3"]), trained[name])
+        return trained[name]
 
     return run
 
@@ -50,8 +53,10 @@ def test_it_gives_the_accuracy_of_the_evaluation(run, digits, name, capsys):
     assert isinstance(loaded.model, nnx.Module)
 
 
-def test_texts_have_a_model_and_no_logits_of_images(run, capsys):
-    loaded = terminator_jax.load_model(run("tiny_text"))
+def test_texts_have_a_model_and_no_logits_of_images(tmp_path):
+    loaded = terminator_jax.load_model(
+        runs.write(tmp_path / "text", runs.tests_config("tiny_text"), classes=())
+    )
     tokens = jnp.zeros((1, 4, 4), jnp.int32)
     assert loaded.model(tokens).shape == (1, 4, 4, 128)
     with pytest.raises(ValueError, match="a nonlinear_transformer has no logits of images"):
@@ -75,7 +80,8 @@ def test_it_needs_no_data_pipeline(run, digits, tmp_path, run_python):
         loaded = terminator_jax.load_model({str(run("tiny"))!r})
         images = np.load({str(tmp_path / "digits.npz")!r})["image"]
         np.save({str(tmp_path / "logits.npy")!r}, loaded.logits(images))
-        """
+        """,
+        optimize=False,
     )
     assert out == ""
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)

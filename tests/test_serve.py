@@ -99,7 +99,7 @@ def test_a_batch_waits_for_its_delay_or_until_it_is_full(threads):
         start = time.monotonic()
         list(threads.map(lambda n: ask(session, rows(n)), range(4)))
         assert watched.sizes == [4] and time.monotonic() - start < 10
-    with Session(Served(watched, None, **ROWS), max_batch=4, max_delay=0.3) as session:
+    with Session(Served(watched, None, **ROWS), max_batch=4, max_delay=2) as session:
         tickets = [session.send_data(rows(1))]
         time.sleep(0.05)
         tickets.append(session.send_data(rows(2)))
@@ -148,7 +148,8 @@ def test_sending_while_others_stop(threads):
             try:
                 assert ask(session, rows(number)).max() == 2 * number
                 count += 1
-            except RuntimeError:
+            except RuntimeError as error:
+                assert "not running" in str(error)
                 refused.set()
         return count
 

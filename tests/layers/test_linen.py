@@ -388,7 +388,7 @@ import json
 import jax, jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec as P
-from nets import normal, relative
+from nets import largest, normal, relative
 from terminator_jax.layers import linen
 
 class Net(nn.Module):
@@ -445,7 +445,7 @@ expected = jax.tree.leaves(whole(function(None), params, x, w))
 assert (expected[0] == 0).any()
 for split in (with_pmap, with_shard_map):
     found = jax.tree.leaves(split(params, x, w))
-    print(json.dumps([split.__name__, len(found), max(map(relative, found, expected))]))
+    print(json.dumps([split.__name__, len(found), largest(map(relative, found, expected))]))
 """
 
 

@@ -163,14 +163,15 @@ def test_initial_values_are_the_same_while_tracing(init, dtype):
 def test_initial_values_of_another_shape_need_no_program(init, caplog):
     key = jax.random.key(0)
 
-    def compiled(shape):
+    def compiled(function, *arguments):
         caplog.clear()
         with jax.log_compiles():
-            init(key, shape)
+            function(*arguments)
         return [r.message for r in caplog.records if r.message.startswith("Compiling")]
 
-    compiled((3, 2, 4))
-    assert compiled((3, 2, 5)) == []
+    init(key, (3, 2, 4))
+    assert compiled(init, key, (3, 2, 5)) == []
+    assert compiled(jax.jit(lambda x: 2 * x), 1.0)  # where one is needed, JAX says so
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,14 @@ def test_the_cache_goes_where_jax_is_told(make_command, tmp_path):
     assert not (caches["XDG_CACHE_HOME"] / "terminator_jax" / "xla").exists()
 
 
-def test_the_cache_is_off_where_jax_is_told(make_command, tmp_path):
-    env = {"JAX_ENABLE_COMPILATION_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    train(make_command, tmp_path / "run", "compilation_cache=True", **env)
-    assert not (tmp_path / "cache" / "terminator_jax" / "xla").exists()
+def test_the_cache_is_off_where_jax_is_told(make_command, tmp_path, monkeypatch):
+    """Without `JAX_COMPILATION_CACHE_DIR` it is in the user's cache directory, if it is on."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cache = tmp_path / "cache" / "terminator_jax" / "xla"
+    for on in (False, True):
+        env = {"JAX_ENABLE_COMPILATION_CACHE": str(on), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        train(make_command, tmp_path / f"run {on}", "compilation_cache=True", **env)
+        assert (cache.exists() and any(cache.iterdir())) == on
 
 
 def test_a_platform_that_is_not_there(make_command, tmp_path):

@@ -5,6 +5,7 @@ import json
 import socket
 
 import pytest
+from nets import largest
 
 from terminator_jax.training import config as configs
 from terminator_jax.training import tasks
@@ -47,7 +48,7 @@ print(json.dumps([losses(*way, {fields}) for way in {ways}]))
 def difference(first, second):
     """The largest relative difference of the losses, and of the norm of parameters and averages."""
     pairs = [*zip(first[0], second[0], strict=True), (first[1], second[1])]
-    return max(abs(a - b) / abs(a) for a, b in pairs)
+    return largest(abs(a - b) / abs(a) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
@@ -106,5 +107,5 @@ def test_two_processes_train_as_one_does(
     assert "done: 44 steps" in out
     assert "epoch" not in silent and "done" not in silent
     pairs = itertools.zip_longest(one_process, losses(tmp_path), fillvalue=0)
-    assert max(abs(a - b) for a, b in pairs) < 1e-4
+    assert largest(abs(a - b) for a, b in pairs) < 1e-4
     assert abs(loss_of(tmp_path, 44, monkeypatch) - one_process[-1]) < 1e-4
