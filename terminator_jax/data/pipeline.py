@@ -27,7 +27,7 @@ def train_order(
 ) -> grain.MapDataset:
     """Returns which examples each training batch has, without end: `order[n]` for batch n from 0.
 
-    The examples left over at an epoch's end are dropped.
+    The examples left over at an epoch's end are dropped. grain shuffles each repetition anew.
 
     Args:
         count: the number of examples.

@@ -70,6 +70,8 @@ class Split:
     def read(self, indices: np.ndarray) -> Batch:
         """Reads the pictures at `indices`, `(n,)`: `image` `(n, *shape)` and `label` `(n,)`.
 
+        This reads from disk and decodes; grain calls it in the thread that prefetches.
+
         Raises:
             InputError: if a label is out of range, as those of unlabelled splits are.
         """

@@ -21,7 +21,7 @@ from terminator_jax.training.paths import replace_text
 from terminator_jax.training.setup import Run
 from terminator_jax.training.state import ModelDef, TrainState
 from terminator_jax.training.step import make_gradients
-from terminator_jax.training.tasks import Batch
+from terminator_jax.training.tasks import DeviceBatch
 
 # The parts of a network, by the names of their parameters; the first that fits counts.
 PARTS = {"slow": r"(^|\.)slow_nets?\.|_interaction\.", "head": r"^head\.", "fast": ""}
@@ -54,13 +54,13 @@ def norms_by_part(vector: jax.Array, model_def: ModelDef) -> Metrics:
     }
 
 
-def make_diagnose(run: Run) -> Callable[[Batch], Scalars]:
+def make_diagnose(run: Run) -> Callable[[DeviceBatch], Scalars]:
     """Returns a function that looks into the run's state, as it is, at a training batch.
 
     It gives `gradient_norm/PART`, `update_norm/PART` and what `task.diagnostics` gives.
     """
 
-    def diagnose(state: TrainState, batch: Batch) -> Metrics:
+    def diagnose(state: TrainState, batch: DeviceBatch) -> Metrics:
         grads, _, _ = make_gradients(run.task, run.model_def)(state, batch)
         with jax.numpy_dtype_promotion("standard"):
             updates, _ = run.tx.update(grads, state.opt_state, state.params)
@@ -74,7 +74,7 @@ def make_diagnose(run: Run) -> Callable[[Batch], Scalars]:
 
     compiled = run.parallel.compile(diagnose)
 
-    def look(batch: Batch) -> Scalars:
+    def look(batch: DeviceBatch) -> Scalars:
         found = jax.device_get(compiled(run.state, run.parallel.shard_batch(batch)))
         return {name: float(value) for name, value in found.items()}
 

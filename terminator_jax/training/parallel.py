@@ -69,7 +69,11 @@ class PmapParallel(Parallel):
     axis_name = AXIS
 
     def compile(self, step: Callable, *, donate: bool = False) -> Callable:
-        """Returns the mapped step."""
+        """Returns the mapped step.
+
+        The state has no device axis: it goes in as one replicated array and comes out as one, so
+        that checkpoints and both modes see the same arrays.
+        """
         return jax.pmap(
             step,
             AXIS,

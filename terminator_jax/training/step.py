@@ -11,13 +11,13 @@ from terminator_jax.layers.running import use_batch_statistics
 from terminator_jax.ops.standardize import across
 from terminator_jax.training.metrics import Metrics
 from terminator_jax.training.state import ModelDef, TrainState, ravel, split_model
-from terminator_jax.training.tasks import Batch, ImageClassification, Task
+from terminator_jax.training.tasks import DeviceBatch, ImageClassification, Task
 
 # Folded into a step's key for the streams of the model itself. `rngs.dropout()` folds its count
 # into the key, from 0, and never comes as far.
 STREAMS = 2**31
 
-Gradients = Callable[[TrainState, Batch], tuple[jax.Array, Metrics, nnx.State]]
+Gradients = Callable[[TrainState, DeviceBatch], tuple[jax.Array, Metrics, nnx.State]]
 
 
 def make_gradients(task: Task, model_def: ModelDef) -> Gradients:
@@ -32,12 +32,14 @@ def make_gradients(task: Task, model_def: ModelDef) -> Gradients:
         model_def: the model without its variables.
     """
 
-    def gradients(state: TrainState, batch: Batch) -> tuple[jax.Array, Metrics, nnx.State]:
+    def gradients(state: TrainState, batch: DeviceBatch) -> tuple[jax.Array, Metrics, nnx.State]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def loss_fn(params: nnx.State):
-            streams = _own_streams(key, task.axis_name)
-            model = model_def.merge(params, state.model_state, streams)
+            # One key is for layers that hold a stream, such as nnx.Dropout; `rngs` is for models
+            # that take it as an argument.
+            stream_key = _stream_key(key, task.axis_name)
+            model = model_def.merge(params, state.model_state, stream_key)
             loss, metrics = task.loss(model, batch, nnx.Rngs(dropout=key))
             _, _, model_state = split_model(model, model_def.trained)
             return loss, (metrics, model_state)
@@ -52,7 +54,7 @@ def make_gradients(task: Task, model_def: ModelDef) -> Gradients:
 
 def make_train_step(
     task: Task, model_def: ModelDef, tx: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
     """Returns a function `(state, batch) -> (state, metrics)` for `jax.jit` or `jax.pmap`.
 
     A step whose loss or gradient is not finite changes nothing but the number of steps. Its metric
@@ -66,7 +68,7 @@ def make_train_step(
     """
     gradients = make_gradients(task, model_def)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         grads, metrics, model_state = gradients(state, batch)
         metrics["gradient_norm"] = jnp.linalg.norm(grads)
         # optax multiplies counters with floats, which strict promotion of dtypes forbids.
@@ -84,7 +86,7 @@ def make_train_step(
     return train_step
 
 
-def _own_streams(key: jax.Array, axis_name: str | None) -> jax.Array:
+def _stream_key(key: jax.Array, axis_name: str | None) -> jax.Array:
     """Returns the key of the streams that the model itself holds: on each device another.
 
     A layer such as `nnx.Dropout` draws for the rows that it sees. With one key for all devices of a
@@ -96,7 +98,7 @@ def _own_streams(key: jax.Array, axis_name: str | None) -> jax.Array:
 
 def make_eval_step(
     task: Task, model_def: ModelDef, statistics: str = "running"
-) -> Callable[[TrainState, Batch], Metrics]:
+) -> Callable[[TrainState, DeviceBatch], Metrics]:
     """Returns a function `(state, batch) -> sums over the batch` for `jax.jit` or `jax.pmap`.
 
     Args:
@@ -105,7 +107,7 @@ def make_eval_step(
         statistics: `"running"` averages of training, or those of the `"batch"`.
     """
 
-    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+    def eval_step(state: TrainState, batch: DeviceBatch) -> Metrics:
         model = _evaluated(state, model_def, statistics)
         sums = task.eval_step(model, batch)
         return sums if task.axis_name is None else jax.lax.psum(sums, task.axis_name)
@@ -115,10 +117,10 @@ def make_eval_step(
 
 def make_logits_step(
     task: ImageClassification, model_def: ModelDef, statistics: str = "running"
-) -> Callable[[TrainState, Batch], jax.Array]:
+) -> Callable[[TrainState, DeviceBatch], jax.Array]:
     """Returns a function `(state, batch) -> logits of the whole batch`; see `make_eval_step`."""
 
-    def logits_step(state: TrainState, batch: Batch) -> jax.Array:
+    def logits_step(state: TrainState, batch: DeviceBatch) -> jax.Array:
         logits = task.logits(_evaluated(state, model_def, statistics), batch)
         axis = task.axis_name
         return logits if axis is None else jax.lax.all_gather(logits, axis, tiled=True)

@@ -188,12 +188,12 @@ def test_devices_drop_different_entries(run_python):
         import jax.numpy as jnp
         from flax import nnx
         from terminator_jax.training.state import split_model
-        from terminator_jax.training.step import _own_streams
+        from terminator_jax.training.step import _stream_key
         model_def, params, others = split_model(
             nnx.Sequential(nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
         )
         def dropped(x):
-            streams = _own_streams(jax.random.key(0), "batch")
+            streams = _stream_key(jax.random.key(0), "batch")
             return [layer(x) for layer in model_def.merge(params, others, streams).layers]
         found = jax.pmap(dropped, "batch")(jnp.ones((2, 50)))
         print(json.dumps([row.tolist() for layer in found for row in layer]))

@@ -15,11 +15,11 @@ from terminator_jax.training.tasks.image_classification import (
     TerminatorClassification,
 )
 from terminator_jax.training.tasks.masked_tokens import MaskedTokens
-from terminator_jax.training.tasks.task import Batch, Task
+from terminator_jax.training.tasks.task import DeviceBatch, Task
 
 __all__ = [
     "TASKS",
-    "Batch",
+    "DeviceBatch",
     "ImageClassification",
     "MaskedTokens",
     "Task",

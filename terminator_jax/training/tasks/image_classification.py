@@ -20,7 +20,7 @@ from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.standardize import across
 from terminator_jax.training import metrics
 from terminator_jax.training.metrics import Metrics
-from terminator_jax.training.tasks.task import Batch, Task
+from terminator_jax.training.tasks.task import DeviceBatch, Task
 
 
 class ImageClassification(Task):
@@ -123,7 +123,7 @@ class ImageClassification(Task):
         )  # fmt: skip
 
     def loss(
-        self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs | None
+        self, model: nnx.Module, batch: DeviceBatch, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, Metrics]:
         """Computes the sum of the terms of the loss, and the training accuracy."""
         labels = batch.get("soft_label", batch["label"])  # soft ones of mixed pictures
@@ -144,11 +144,11 @@ class ImageClassification(Task):
         """Computes the cross-entropy with smoothed labels."""
         return losses.label_smoothing(logits, labels, self.config.loss.label_smoothing)
 
-    def eval_step(self, model: nnx.Module, batch: Batch) -> Metrics:
+    def eval_step(self, model: nnx.Module, batch: DeviceBatch) -> Metrics:
         """Computes the sums over the images of an evaluation batch without its padding."""
         return metrics.sums(self.logits(model, batch), batch["label"], batch["mask"])
 
-    def logits(self, model: nnx.Module, batch: Batch) -> jax.Array:
+    def logits(self, model: nnx.Module, batch: DeviceBatch) -> jax.Array:
         """Computes the logits of a batch, `(batch, classes)`."""
         return model(self.inputs(batch["image"]))
 
@@ -170,7 +170,7 @@ class TerminatorClassification(ImageClassification):
             "l2": losses.l2(nnx.state(model, nnx.Param), scale=weights.l2),
         }
 
-    def diagnostics(self, model: nnx.Module, batch: Batch) -> Metrics:
+    def diagnostics(self, model: nnx.Module, batch: DeviceBatch) -> Metrics:
         """Computes mean and deviation of each block's features, and the loss of each pair."""
         _, inter = model(self.inputs(batch["image"]), intermediates=True)
         found = {}

@@ -11,7 +11,7 @@ from terminator_jax.data.augment import Process
 from terminator_jax.errors import InputError
 from terminator_jax.training import metrics
 from terminator_jax.training.metrics import Metrics
-from terminator_jax.training.tasks.task import Batch, Task
+from terminator_jax.training.tasks.task import DeviceBatch, Task
 
 
 class MaskedTokens(Task):
@@ -73,7 +73,7 @@ class MaskedTokens(Task):
         return model(jnp.where(mask, model.config.mask_token, tokens))
 
     def loss(
-        self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs | None
+        self, model: nnx.Module, batch: DeviceBatch, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, Metrics]:
         """Computes the cross-entropy of masked tokens, averaged in a sample, then over samples."""
         tokens = batch["tokens"].astype(jnp.int32)
@@ -87,7 +87,7 @@ class MaskedTokens(Task):
         means = {name: mean(metric(logits, tokens)) for name, metric in metrics.METRICS.items()}
         return means["loss"], means
 
-    def eval_step(self, model: nnx.Module, batch: Batch) -> Metrics:
+    def eval_step(self, model: nnx.Module, batch: DeviceBatch) -> Metrics:
         """Computes the sums over the masked tokens of an evaluation batch without its padding."""
         tokens = batch["tokens"].astype(jnp.int32)
         mask = self.eval_mask(batch["index"], tokens.shape[1:])

@@ -18,7 +18,8 @@ from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.training.averages import PREFIX
 from terminator_jax.training.metrics import METRICS, Metrics
 
-Batch = dict[str, jax.Array]
+# Arrays of n examples, by name, on the devices.
+DeviceBatch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Task:
         return ()
 
     def loss(
-        self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs | None
+        self, model: nnx.Module, batch: DeviceBatch, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, Metrics]:
         """Computes the loss of a training batch.
 
@@ -72,7 +73,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def eval_step(self, model: nnx.Module, batch: Batch) -> Metrics:
+    def eval_step(self, model: nnx.Module, batch: DeviceBatch) -> Metrics:
         """Computes the sums of `metrics` over an evaluation batch without its padding.
 
         Returns:
@@ -80,7 +81,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def diagnostics(self, model: nnx.Module, batch: Batch) -> Metrics:
+    def diagnostics(self, model: nnx.Module, batch: DeviceBatch) -> Metrics:
         """Computes what shows how the inside of a model in training mode does, by name."""
         del model, batch
         return {}
