@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FAILED = 1
 INTERRUPTED = 130
+# A value of TF_CPP_MIN_LOG_LEVEL.
+ONLY_FATAL = "3"
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,7 +118,7 @@ def _silence_old_jaxlib() -> None:
     """Hides the two lines that jaxlib before 0.10.2 logs for each program from JAX's cache."""
     numbers = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
     if tuple(map(int, numbers[:3])) < (0, 10, 2):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", ONLY_FATAL)
 
 
 def _explain(error: Exception, extra: str) -> tuple[int | None, str]:
