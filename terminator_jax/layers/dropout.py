@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from terminator_jax.ops.channels_first import broadcast_channels
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -29,17 +30,25 @@ class ChannelDropout(nnx.Module):
             raise ValueError(f"rate must be in [0, 1), got {rate}")
         self.rate, self.axis_name = rate, axis_name
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Drops channels of `(batch, *spatial, channels)`; none without `rngs`."""
-        scale = self.scale(x.shape[0], x.shape[-1], rngs)
-        if scale is None:
+    def __call__(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, channels_first: bool = False
+    ) -> jax.Array:
+        """Drops channels; none without `rngs`.
+
+        Args:
+          x: `(batch, *spatial, channels)`.
+          rngs: with a `dropout` stream.
+          channels_first: whether x is `(channels, batch, *spatial)`.
+        """
+        if rngs is None or self.rate == 0:
             return x
+        if channels_first:
+            return x * broadcast_channels(self._scale(x.shape[1], x.shape[0], rngs).T, x)
+        scale = self._scale(x.shape[0], x.shape[-1], rngs)
         return x * jnp.expand_dims(scale, range(1, x.ndim - 1)).astype(x.dtype)
 
-    def scale(self, batch: int, channels: int, rngs: nnx.Rngs | None) -> jax.Array | None:
-        """Returns the factors of each sample's channels, `(batch, channels)`; None for 1."""
-        if rngs is None or self.rate == 0:
-            return None
+    def _scale(self, batch: int, channels: int, rngs: nnx.Rngs) -> jax.Array:
+        """Draws the factors of each sample's channels, `(batch, channels)`."""
         first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * batch
         key = rngs.dropout()
         keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(first + jnp.arange(batch))

@@ -3,11 +3,14 @@
 A pointwise layer is then one matrix product, and the concatenation of channels a plain copy.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
 from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.standardize import EPSILON, mean_and_variance, rsqrt_clamped
 
 
 def to_channels_first(x: jax.Array) -> jax.Array:
@@ -37,11 +40,47 @@ def spatial_mean(x: jax.Array) -> jax.Array:
     return jnp.dot(flat.astype(wide), weights, precision=jax.lax.Precision.HIGHEST)
 
 
-def spatial_mean_and_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Computes the mean and the mean square over space, `(channels, batch, 1 …)` each."""
-    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
+@jax.custom_jvp
+def standardize_space(x: jax.Array) -> jax.Array:
+    """Standardizes each channel and sample over space: IS, `y = (x - m(x)) / σ`.
+
+    Its derivative is `dy = (dx - m(dx) - y m(y dx)) / σ`, for which y is kept in place of x.
+
+    Example:
+      >>> print(standardize_space(jnp.array([[[3.0, 5.0, 5.0, 3.0]]])).round(2))
+      [[[-1.  1.  1. -1.]]]
+    """
+    return _standardize_space(x)[0]
+
+
+def _standardize_space(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns `y` and `1 / σ`, the latter `(channels, batch)`."""
     wide = x.astype(at_least_float32(x.dtype))
-    return spatial_mean(wide).reshape(shape), spatial_mean(wide * wide).reshape(shape)
+    mean, variance = mean_and_variance(spatial_mean(wide), spatial_mean(wide * wide))
+    scale = rsqrt_clamped(variance + EPSILON, EPSILON)
+    y = wide * _at_every_position(scale, x) - _at_every_position(mean * scale, x)
+    return y.astype(x.dtype), scale
+
+
+@standardize_space.defjvp
+def _standardize_space_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    y, scale = _standardize_space(x)
+    wide_y, wide_dx = y.astype(scale.dtype), dx.astype(scale.dtype)
+    mean, mean_y = (_at_every_position(spatial_mean(v), x) for v in (wide_dx, wide_y * wide_dx))
+    dy = (wide_dx - mean - wide_y * mean_y) * _at_every_position(scale, x)
+    return y, dy.astype(dx.dtype)
+
+
+def _at_every_position(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Repeats values `(channels, batch)` at every position of a map, as a product with ones.
+
+    The sum over space in its gradient is then a product too, see `spatial_mean`. With a broadcast a
+    training step on a CPU takes 1.1 times the time and the memory.
+    """
+    ones = jnp.ones(math.prod(x.shape[2:]), values.dtype)
+    product = jnp.tensordot(values, ones, axes=0, precision=jax.lax.Precision.HIGHEST)
+    return product.reshape(x.shape)
 
 
 def broadcast_channels(values: jax.Array, x: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from terminator_jax.ops.channels_first import (
     broadcast_channels,
     pointwise,
     spatial_axes,
-    spatial_mean_and_square,
+    standardize_space,
     to_channels_first,
     to_channels_last,
 )
@@ -208,7 +208,7 @@ def _standardize(x: jax.Array, settings: SFNESettings) -> jax.Array:
     """Standardizes each sample and channel over its positions (IS)."""
     if settings.causal:
         return standardize(x, (), cumulative=_cumulative(settings))
-    return normalize(x, *mean_and_variance(*spatial_mean_and_square(x)), EPSILON)
+    return standardize_space(x)
 
 
 def _scale(x: jax.Array, scale: float) -> jax.Array:

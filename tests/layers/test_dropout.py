@@ -25,6 +25,15 @@ def test_drops_whole_channels_of_single_samples(size):
     assert len(np.unique(kept, axis=0)) == 64
 
 
+@pytest.mark.parametrize("size", [(5,), (3, 4)])
+def test_channels_may_come_first(size):
+    x, rngs = normal(6, *size, 50, dtype=np.float32), lambda: nnx.Rngs(dropout=0)
+    layer = ChannelDropout(0.25)
+    first = layer(jnp.moveaxis(x, -1, 0), rngs=rngs(), channels_first=True)
+    np.testing.assert_array_equal(jnp.moveaxis(first, 0, -1), layer(x, rngs=rngs()))
+    np.testing.assert_array_equal(layer(x, channels_first=True), x)
+
+
 def test_a_samples_mask_does_not_depend_on_the_others():
     x = normal(8, 3, 12, dtype=np.float32)
     np.testing.assert_array_equal(dropped(x[:2]), dropped(x)[:2])

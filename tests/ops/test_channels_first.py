@@ -7,6 +7,7 @@ import pytest
 from nets import normal, relative
 
 from terminator_jax.ops import channels_first
+from terminator_jax.ops.standardize import standardize
 
 
 @pytest.mark.parametrize("size", [(), (5,), (4, 3)])
@@ -44,10 +45,38 @@ def test_gradients_of_spread_values_are_wide():
 
 
 @pytest.mark.parametrize("size", [(5,), (4, 3)])
-def test_moments(x64, size):
+def test_spatial_mean(x64, size):
     x = normal(3, 2, *size)
-    axes = channels_first.spatial_axes(x)
-    mean, square = channels_first.spatial_mean_and_square(x)
-    assert relative(mean, x.mean(axes, keepdims=True)) < 1e-12
-    assert relative(square, (x**2).mean(axes, keepdims=True)) < 1e-12
-    assert channels_first.spatial_mean(x.astype(jnp.float32)).dtype == jnp.float32
+    mean = channels_first.spatial_mean(x)
+    assert relative(mean, x.mean(channels_first.spatial_axes(x))) < 1e-12
+    assert channels_first.spatial_mean(x.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [(7,), (4, 3)])
+def test_standardize_space(x64, size):
+    """Value and derivatives, the second too, against those that JAX finds of the formula."""
+
+    def formula(x):
+        return standardize(x, channels_first.spatial_axes(x))
+
+    x, dx, dy = normal(3, 2, *size), normal(3, 2, *size), normal(3, 2, *size)
+    results = []
+    for function in (formula, channels_first.standardize_space):
+        y, tangent = jax.jvp(function, (x,), (dx,))
+        gradient = jax.grad(lambda x, f=function: jnp.sum(f(x) * dy))
+        results.append([y, tangent, gradient(x), *jax.jvp(gradient, (x,), (dx,))])
+    for expected, found in zip(*results, strict=True):
+        assert relative(found, expected) < 1e-10
+
+
+def test_a_constant_map_is_standardized_to_zeros_with_finite_gradients():
+    x = jnp.full((1, 1, 5), 3.0)
+    y, pullback = jax.vjp(channels_first.standardize_space, x)
+    np.testing.assert_array_equal(y, 0)
+    assert bool(jnp.isfinite(pullback(jnp.arange(5.0).reshape(1, 1, 5))[0]).all())
+
+
+def test_standardize_space_keeps_the_dtype():
+    x = normal(3, 2, 5, dtype=np.float32).astype(jnp.bfloat16)
+    y, pullback = jax.vjp(channels_first.standardize_space, x)
+    assert y.dtype == pullback(y)[0].dtype == jnp.bfloat16
