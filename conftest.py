@@ -4,11 +4,17 @@ import atexit
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 from pathlib import Path
+
+# Where a script runs `make test &`, the shell lets it ignore Ctrl-C, and the commands that tests
+# start would ignore it too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before JAX is imported: a broadcast between arrays of different rank must be written out.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")

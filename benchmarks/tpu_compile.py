@@ -5,9 +5,7 @@
 
 Needs libtpu in an environment of its own (`make tpu-compile`), and no TPU: `jax.experimental.
 topologies` describes the chips and libtpu compiles for them. Nothing runs, so all figures but the
-seconds are the compiler's own estimates for one chip. JAX names "cpu" as its default backend even
-then, and the library asks for it in two places (the method of a convolution, the layout inside a
-block), so `jax.default_backend` is made to answer "tpu" while a program is traced and lowered.
+seconds are the compiler's own estimates for one chip.
 """
 
 import argparse
