@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import signal
 import textwrap
 from collections.abc import Sequence
@@ -46,9 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
     several = _check_processes(flags)
-    # A lost process is told in one line of our own, without JAX's stack, which is fatal too.
-    if several and os.environ.get("TF_CPP_MIN_LOG_LEVEL", cli.ONLY_FATAL) == cli.ONLY_FATAL:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "9"
+    if several:  # a lost process is told in one line of our own, without JAX's stack
+        cli.hide_jaxlib_log(cli.NOTHING)
 
     # What follows imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax.training import config

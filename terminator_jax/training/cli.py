@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import os
 import re
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 FAILED = 1
 INTERRUPTED = 130
-# A value of TF_CPP_MIN_LOG_LEVEL.
-ONLY_FATAL = "3"
+# An environment variable that jaxlib reads when it is imported, and two of its values.
+LOG_LEVEL, ONLY_FATAL, NOTHING = "TF_CPP_MIN_LOG_LEVEL", 3, 9
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,21 +105,30 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
 
 def hide_callbacks() -> None:
     """Hides what callbacks of tensorstore's C++ threads raise: orbax raises the cause of it."""
-    print_unraisable = sys.unraisablehook
+    previous = sys.unraisablehook
+    if getattr(previous, "func", None) is not _print_unless_of_c:  # once is enough
+        sys.unraisablehook = functools.partial(_print_unless_of_c, previous)
 
-    def hook(unraisable: Any) -> None:
-        of_c = unraisable.object is None and unraisable.err_msg is None
-        if not of_c:
-            print_unraisable(unraisable)
 
-    sys.unraisablehook = hook
+def _print_unless_of_c(print_unraisable: Callable[[Any], None], unraisable: Any) -> None:
+    if unraisable.object is not None or unraisable.err_msg is not None:
+        print_unraisable(unraisable)
+
+
+def hide_jaxlib_log(level: int) -> None:
+    """Hides what jaxlib logs below a level, unless the user has chosen a level.
+
+    JAX sets 1, which its child processes inherit: that is nobody's choice.
+    """
+    if os.environ.get(LOG_LEVEL, "1") in ("1", str(ONLY_FATAL)):
+        os.environ[LOG_LEVEL] = str(level)
 
 
 def _silence_old_jaxlib() -> None:
     """Hides the two lines that jaxlib before 0.10.2 logs for each program from JAX's cache."""
     numbers = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
     if tuple(map(int, numbers[:3])) < (0, 10, 2):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", ONLY_FATAL)
+        hide_jaxlib_log(ONLY_FATAL)
 
 
 def _explain(error: Exception, extra: str) -> tuple[int | None, str]:

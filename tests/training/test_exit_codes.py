@@ -1,6 +1,7 @@
 """What a command prints and returns when something goes wrong."""
 
 import errno
+import os
 import subprocess
 import sys
 import types
@@ -51,12 +52,21 @@ def test_errors_in_callbacks_of_c_are_hidden(monkeypatch):
     """They come without an object and a message, as by `PyErr_WriteUnraisable(NULL)`."""
     seen = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
-    cli.hide_callbacks()
+    for _ in range(2000):  # as commands that one process calls: it must not nest
+        cli.hide_callbacks()
     of_c = types.SimpleNamespace(object=None, err_msg=None, exc_value=RuntimeError())
     of_python = types.SimpleNamespace(object=print, err_msg=None, exc_value=RuntimeError())
     for unraisable in (of_c, of_python):
         sys.unraisablehook(unraisable)
     assert seen == [of_python]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "9"), ("1", "9"), ("3", "9"), ("0", "0")])
+def test_a_log_level_that_the_user_chose_stays(before, after, monkeypatch):
+    """JAX sets 1 by itself, which children of a notebook or a test inherit."""
+    monkeypatch.setenv(cli.LOG_LEVEL, before) if before else monkeypatch.delenv(cli.LOG_LEVEL)
+    cli.hide_jaxlib_log(cli.NOTHING)
+    assert os.environ[cli.LOG_LEVEL] == after
 
 
 def test_a_flag_without_a_value(run_main):
