@@ -64,9 +64,9 @@ def test_errors_in_callbacks_of_c_are_hidden(monkeypatch):
 @pytest.mark.parametrize(("before", "after"), [(None, "9"), ("1", "9"), ("3", "9"), ("0", "0")])
 def test_a_log_level_that_the_user_chose_stays(before, after, monkeypatch):
     """JAX sets 1 by itself, which children of a notebook or a test inherit."""
-    monkeypatch.setenv(cli.LOG_LEVEL, before) if before else monkeypatch.delenv(
-        cli.LOG_LEVEL, raising=False
-    )
+    monkeypatch.delenv(cli.LOG_LEVEL, raising=False)
+    if before:
+        monkeypatch.setenv(cli.LOG_LEVEL, before)
     cli.hide_jaxlib_log(cli.NOTHING)
     assert os.environ[cli.LOG_LEVEL] == after
 
