@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import functools
 import importlib.metadata
+import inspect
+import logging
 import os
 import re
 import shlex
@@ -13,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from absl import logging
+import absl.logging
 
 from terminator_jax.errors import DiskFull, InputError
 from terminator_jax.training import paths
@@ -81,9 +83,10 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
         command: takes the arguments and returns the exit code.
         extra: the extra of this package that installs what the command imports.
     """
-    logging.set_verbosity(logging.FATAL)  # what TFDS and orbax log as errors is raised too
+    # What TFDS and orbax log as errors is raised too.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     _silence_old_jaxlib()
-    hide_callbacks()
+    hide_background_errors()
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
@@ -103,16 +106,18 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
     sys.exit(code)
 
 
-def hide_callbacks() -> None:
-    """Hides what callbacks of tensorstore's C++ threads raise: orbax raises the cause of it."""
+def hide_background_errors() -> None:
+    """Hides what orbax's coroutines and C++ threads raise: orbax raises the cause of it too."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     previous = sys.unraisablehook
-    if getattr(previous, "func", None) is not _print_unless_of_c:  # once is enough
-        sys.unraisablehook = functools.partial(_print_unless_of_c, previous)
+    if getattr(previous, "func", None) is not _print_unless_of_background:  # once is enough
+        sys.unraisablehook = functools.partial(_print_unless_of_background, previous)
 
 
-def _print_unless_of_c(print_unraisable: Callable[[Any], None], unraisable: Any) -> None:
-    if unraisable.object is not None or unraisable.err_msg is not None:
-        print_unraisable(unraisable)
+def _print_unless_of_background(print_it: Callable[[Any], None], unraisable: Any) -> None:
+    of_c = unraisable.object is None and unraisable.err_msg is None
+    if not of_c and not inspect.iscoroutine(unraisable.object):
+        print_it(unraisable)
 
 
 def hide_jaxlib_log(level: int) -> None:

@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--only", help="the name of a case")
     flags = parser.parse_args()
     logging.set_verbosity(logging.FATAL)
-    cli.hide_callbacks()
+    cli.hide_background_errors()
     warnings.simplefilter("ignore")
     train_loop, root = loop.train, Path(tempfile.mkdtemp())
     inputs = Inputs(root)

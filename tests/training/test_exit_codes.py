@@ -48,17 +48,23 @@ def test_one_line_and_a_code(error, code, line, capsys, monkeypatch):
     assert run(error, capsys) == (code, line)
 
 
-def test_errors_in_callbacks_of_c_are_hidden(monkeypatch):
-    """They come without an object and a message, as by `PyErr_WriteUnraisable(NULL)`."""
+def test_errors_in_the_background_are_hidden(monkeypatch):
+    """Those of C come without an object and a message, as by `PyErr_WriteUnraisable(NULL)`."""
     seen = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     for _ in range(2000):  # as commands that one process calls: it must not nest
-        cli.hide_callbacks()
-    of_c = types.SimpleNamespace(object=None, err_msg=None, exc_value=RuntimeError())
-    of_python = types.SimpleNamespace(object=print, err_msg=None, exc_value=RuntimeError())
-    for unraisable in (of_c, of_python):
+        cli.hide_background_errors()
+
+    async def read():
+        """Reads nothing."""
+
+    coroutine = read()
+    objects = [None, coroutine, print]
+    for found in objects:
+        unraisable = types.SimpleNamespace(object=found, err_msg=None, exc_value=RuntimeError())
         sys.unraisablehook(unraisable)
-    assert seen == [of_python]
+    coroutine.close()
+    assert [unraisable.object for unraisable in seen] == [print]
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "9"), ("1", "9"), ("3", "9"), ("0", "0")])
