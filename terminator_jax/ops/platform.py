@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+PLATFORMS = ("cpu", "gpu", "tpu")
 _only: contextvars.ContextVar[str] = contextvars.ContextVar("only", default="")
 
 
@@ -14,18 +15,18 @@ _only: contextvars.ContextVar[str] = contextvars.ContextVar("only", default="")
 def only(platform: str) -> Iterator[None]:
     """Traces programs for one platform within a `with` block.
 
-    Some converters to other formats do not know programs for several. JAX keeps what it has traced:
-    let the block trace a new function.
+    Tracing takes less time then, and some converters to other formats do not know programs for
+    several. JAX keeps what it has traced: let the block trace a new function.
 
     Args:
-      platform: `"cpu"`, `"gpu"` or `"tpu"`.
+      platform: as `jax.Device.platform`; others than `"gpu"` and `"tpu"` are taken for `"cpu"`.
 
     Example:
       >>> with only("tpu"):
       ...     by_platform(lambda platform: platform, lambda choice: lambda: choice)
       'tpu'
     """
-    token = _only.set(platform)
+    token = _only.set(platform if platform in PLATFORMS else "cpu")
     try:
         yield
     finally:
@@ -52,7 +53,7 @@ def by_platform(
     """
     if platform := _only.get():
         return function(choose(platform))(*arrays)
-    choices = {platform: choose(platform) for platform in ("cpu", "gpu", "tpu")}
+    choices = {platform: choose(platform) for platform in PLATFORMS}
     functions = {choice: function(choice) for choice in set(choices.values())}
     if len(functions) == 1:
         return functions[choices["cpu"]](*arrays)
