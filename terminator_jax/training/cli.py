@@ -123,7 +123,7 @@ def _print_unless_of_background(print_it: Callable[[Any], None], unraisable: Any
 def hide_jaxlib_log(level: int) -> None:
     """Hides what jaxlib logs below a level, unless the user has chosen a level.
 
-    JAX sets 1, which its child processes inherit: that is nobody's choice.
+    Not chosen are 1, which JAX sets and its child processes inherit, and 3, which `run` sets.
     """
     if os.environ.get(LOG_LEVEL, "1") in ("1", str(ONLY_FATAL)):
         os.environ[LOG_LEVEL] = str(level)
