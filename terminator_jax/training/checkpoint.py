@@ -26,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from terminator_jax.errors import InputError, cannot_write, is_full
+from terminator_jax.errors import InputError, cannot_write, is_full, one_line
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity
 from terminator_jax.training.history import quality
@@ -43,6 +43,9 @@ class Checkpoints:
             `loss`, or the largest of another metric.
         keep_every_steps: also those of every so many steps are kept; 0 for none.
         read_only: whether nothing is to be written or removed.
+
+    Raises:
+        InputError: if the files beside the arrays of a checkpoint are damaged.
     """
 
     def __init__(
@@ -66,9 +69,17 @@ class Checkpoints:
             read_only=read_only,
             enable_async_checkpointing=not read_only,
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_names=("state", "batches")
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_names=("state", "batches")
+            )
+        except (OSError, OverflowError, ValueError) as error:
+            if getattr(error, "filename", None):  # the system refuses it
+                raise
+            # Orbax computes with the times that it finds, whatever a damaged file says.
+            raise InputError(
+                f"a checkpoint in {self.directory} is damaged ({one_line(error)}): remove it"
+            ) from error
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._saving: concurrent.futures.Future | None = None
 

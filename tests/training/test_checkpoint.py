@@ -1,5 +1,7 @@
 """Which checkpoints are kept, and that they come back as they were."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +123,19 @@ def test_a_half_written_checkpoint_is_ignored(state, tmp_path):
     checkpoints.save(3, state, {"next_index": 3}, None)
     assert checkpoints.latest == latest_step(tmp_path) == 3
     checkpoints.close()
+
+
+@pytest.mark.parametrize("time", [10**30, 10**24, -(10**24)])
+def test_a_damaged_time_of_a_checkpoint(time, state, tmp_path):
+    """Such a year cannot be, or does not fit into the system's numbers."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(4, state, {}, None)
+    checkpoints.close()
+    file = tmp_path / "checkpoints" / "4" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(file.read_text())
+    file.write_text(json.dumps(metadata | {"commit_timestamp_nsecs": time}))
+    with pytest.raises(InputError, match=r"a checkpoint in .*checkpoints is damaged .*: remove it"):
+        Checkpoints(tmp_path, read_only=True)
 
 
 def test_the_configuration_beside_them(state, tmp_path):
