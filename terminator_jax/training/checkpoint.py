@@ -74,9 +74,10 @@ class Checkpoints:
                 self.directory, options=options, item_names=("state", "batches")
             )
         except (OSError, OverflowError, ValueError) as error:
-            if getattr(error, "filename", None):  # the system refuses it
+            # Orbax computes with the times that it finds, whatever a damaged file says. What else
+            # the system says is no damage: a full disk must not lead to removing a checkpoint.
+            if isinstance(error, OSError) and error.errno != errno.EOVERFLOW:
                 raise
-            # Orbax computes with the times that it finds, whatever a damaged file says.
             raise InputError(
                 f"a checkpoint in {self.directory} is damaged ({one_line(error)}): remove it"
             ) from error

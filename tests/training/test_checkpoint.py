@@ -1,11 +1,13 @@
 """Which checkpoints are kept, and that they come back as they were."""
 
+import errno
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -136,6 +138,16 @@ def test_a_damaged_time_of_a_checkpoint(time, state, tmp_path):
     file.write_text(json.dumps(metadata | {"commit_timestamp_nsecs": time}))
     with pytest.raises(InputError, match=r"a checkpoint in .*checkpoints is damaged .*: remove it"):
         Checkpoints(tmp_path, read_only=True)
+
+
+def test_a_full_disk_is_no_damage(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")  # without a name, as of a library
+
+    monkeypatch.setattr(ocp, "CheckpointManager", refuse)
+    with pytest.raises(OSError, match="No space left") as raised:
+        Checkpoints(tmp_path)
+    assert not isinstance(raised.value, InputError)
 
 
 def test_the_configuration_beside_them(state, tmp_path):
