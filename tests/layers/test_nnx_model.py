@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 
 WIDTHS = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths.__annotations__})
 
-# Biases before a standardization change no result, and their gradients are 0.
+# Biases before a standardization change no result: their gradients are 0, or what is rounded.
 STANDARDIZED_AWAY = {
     "block/bottleneck/bias",
     "block/local/mixer_bias",
@@ -39,7 +39,7 @@ class Net(nnx.Module):
         self.context = GlobalHyperZZW((8, 8), 12, hidden=8, rngs=rngs)
         self.norm = InstanceStandardization()
         self.block = SFNEBlock(
-            (8, 8), 12, factor=2, branches=[LocalBranch(1, "x", "h")], widths=WIDTHS, dropout=0.1,
+            (8, 8), 12, factor=2, branches=[LocalBranch(3, "x", "h")], widths=WIDTHS, dropout=0.1,
             rngs=rngs,
         )  # fmt: skip
         self.head = pointwise(24, 10, rngs=rngs)
@@ -76,4 +76,4 @@ def test_an_nnx_model_trains(digits):
     after = nnx.to_pure_dict(nnx.state(net, nnx.Param))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     still = {"/".join(path) for path, changed in flatten_dict(moved).items() if not changed}
-    assert still == STANDARDIZED_AWAY
+    assert still <= STANDARDIZED_AWAY
