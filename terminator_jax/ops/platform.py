@@ -15,8 +15,8 @@ _only: contextvars.ContextVar[str] = contextvars.ContextVar("only", default="")
 def only(platform: str) -> Iterator[None]:
     """Traces programs for one platform within a `with` block.
 
-    Tracing takes less time then, and some converters to other formats do not know programs for
-    several. JAX keeps what it has traced: let the block trace a new function.
+    It takes less time, and some converters know no programs for several. JAX keeps what it has
+    traced: let the block trace a new function.
 
     Args:
       platform: as `jax.Device.platform`; others than `"gpu"` and `"tpu"` are taken for `"cpu"`.
@@ -54,8 +54,7 @@ def by_platform(
     if platform := _only.get():
         return function(choose(platform))(*arrays)
     choices = {platform: choose(platform) for platform in PLATFORMS}
-    functions = {choice: function(choice) for choice in set(choices.values())}
-    if len(functions) == 1:
-        return functions[choices["cpu"]](*arrays)
-    cpu, gpu, tpu = (functions[choice] for choice in choices.values())
+    if len(set(choices.values())) == 1:
+        return function(choices["cpu"])(*arrays)
+    cpu, gpu, tpu = (function(choice) for choice in choices.values())
     return jax.lax.platform_dependent(*arrays, tpu=tpu, cuda=gpu, rocm=gpu, default=cpu)

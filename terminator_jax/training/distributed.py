@@ -8,8 +8,8 @@ What jax 0.10.2 does by itself, with two processes on one host:
                                  leaves an abort; elsewhere as if it were stopped
     a process is stopped         the others abort with a C++ stack after the heartbeat's timeout
 
-A port that is given can be tried before JAX does. An abort is the signal SIGABRT: its handler
-prints one line instead and ends the process with exit code 1. `TF_CPP_MIN_LOG_LEVEL=9`, which must
+A port is tried before JAX does: one that JAX finds by itself is in its log then. An abort is the
+signal SIGABRT: its handler prints one line instead and ends the process with exit code 1. `TF_CPP_MIN_LOG_LEVEL=9`, which must
 be set before jax is imported, keeps the C++ stack silent.
 """
 
@@ -18,6 +18,7 @@ import ctypes
 import functools
 import hashlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -112,17 +113,18 @@ def join(
         "are, with the same coordinator, or give them longer by --join_timeout"
     )
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            cluster_detection_method=method if coordinator is None else "deactivate",
-            initialization_timeout=timeout_s,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-        )
+        with _check_port_in_log():
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                cluster_detection_method=method if coordinator is None else "deactivate",
+                initialization_timeout=timeout_s,
+                heartbeat_timeout_seconds=HEARTBEAT_S,
+            )
     except Exception as error:  # of any kind of cluster
         _set_handler(signal.SIGABRT, None)
-        if coordinator is not None:
+        if coordinator is not None or isinstance(error, SystemFailure):
             raise
         raise InputError(
             f"--distributed finds no processes to join ({one_line(error)}): give --coordinator, "
@@ -151,9 +153,30 @@ def _check_port(port: int) -> None:
         socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
     except OSError as error:
         raise SystemFailure(
-            f"process 0 cannot listen at port {port} of --coordinator: {os.strerror(error.errno)}; "
-            "choose another port for all processes"
+            f"process 0 cannot listen at port {port}: {os.strerror(error.errno)}; choose another for "
+            "all processes, by --coordinator or, with --distributed, by JAX_COORDINATOR_PORT"
         ) from error
+
+
+@contextlib.contextmanager
+def _check_port_in_log() -> Iterator[None]:
+    """Checks the port that JAX is about to listen at, which it tells to its log before it does."""
+    log = logging.getLogger("jax._src.distributed")
+    usual, least = log.level, log.getEffectiveLevel()
+
+    def check(record: logging.LogRecord) -> bool:
+        _, starts, address = record.getMessage().partition("Starting JAX distributed service on ")
+        if starts:
+            _check_port(int(address.rpartition(":")[2]))
+        return record.levelno >= least
+
+    log.addFilter(check)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(usual)
+        log.removeFilter(check)
 
 
 def _wait_for_coordinator(host: str, port: int, timeout_s: float) -> None:

@@ -111,7 +111,7 @@ def test_port_is_taken(run_main, tmp_path, monkeypatch):
         flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"]
         code, _, err = run_main("train", f"--config={SMALL}", f"--workdir={tmp_path}", *flags)
     assert (code, err.count("\n")) == (1, 1), err
-    assert f"process 0 cannot listen at port {port} of --coordinator: Address already in" in err
+    assert f"process 0 cannot listen at port {port}: Address already in" in err
 
 
 def test_nobody_listens(run_main, tmp_path, monkeypatch, port):
@@ -171,6 +171,20 @@ def test_other_configuration_and_version(start, tmp_path):
     assert "terminator_jax is 0.1.0 in process 0 and 0.0.9 in process 1; " in err
     assert "in_memory" not in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_port_that_is_found_is_taken(start, tmp_path, number):
+    """Another program listens at the port that JAX makes of SLURM's number of the job."""
+    variables = slurm(number)
+    port = int(variables["SLURM_JOB_ID"]) % 2**12 + 65535 - 2**12 + 1
+    flags = ["--distributed", "--join_timeout=1", f"--config={SMALL}", f"--workdir={tmp_path}"]
+    with socket.create_server(("", port)):
+        out, err = ends(start(number, TRAIN, *flags, **variables), 1)
+    assert (out, err.count("\n")) == ("", 1), err
+    says = [f"process 0 cannot listen at port {port}: ", "not all processes of this run joined "]
+    assert err.startswith(f"error: {says[number]}"), err
+    assert not list(tmp_path.iterdir())
 
 
 # Process 1 has other pictures, then another checkpoint; then it has SIGTERM at a step of its own.
