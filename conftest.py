@@ -28,6 +28,7 @@ import hypothesis
 import jax
 import pytest
 from absl import flags
+from nets import without_optimizations
 
 REPOSITORY = Path(__file__).parent
 
@@ -41,10 +42,8 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture
 def unoptimized():
     """Compiles without optimizations, which is faster, for tests of what is computed."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with without_optimizations():
+        yield
 
 
 @pytest.fixture(autouse=True)

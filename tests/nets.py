@@ -1,8 +1,22 @@
 """Modules and arrays for tests, drawn by NumPy: JAX's initializers take seconds to compile."""
 
+import contextlib
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+
+@contextlib.contextmanager
+def without_optimizations():
+    """Compiles faster, for tests of what is computed."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def filled(make, *, seed=0, scale=0.5):

@@ -30,6 +30,7 @@ from terminator_jax.errors import InputError, cannot_write, is_full, one_line
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity
 from terminator_jax.training.history import quality
+from terminator_jax.training.lock import one_writer
 from terminator_jax.training.paths import replace_text
 from terminator_jax.training.state import TrainState
 
@@ -265,22 +266,32 @@ def set_damaged_aside(workdir: Path) -> list[str]:
         A line to be printed for each.
 
     Raises:
-        InputError: if one cannot be moved.
+        InputError: if one cannot be moved, or if another process may be writing it.
     """
+    if not _damage(workdir)[1]:
+        return []  # without the lock, which cannot be written where a disk can only be read
     lines, directory = [], workdir.resolve() / "checkpoints"
-    while (step := latest_step(workdir)) is not None:
-        problem = integrity.problem(directory, step)
-        if not problem:
-            break
-        try:
-            place = integrity.set_aside(directory, step)
-        except OSError as error:
-            raise InputError(
-                f"the checkpoint of step {step} in {directory} {problem}, and cannot be moved "
-                f"away: {error.strerror}"
-            ) from error
-        lines.append(f"the checkpoint of step {step} {problem}: it was moved to {place}")
-    return lines
+    with one_writer(workdir):
+        while True:
+            step, problem = _damage(workdir)
+            if not problem:
+                return lines
+            try:
+                place = integrity.set_aside(directory, step)
+            except OSError as error:
+                raise InputError(
+                    f"the checkpoint of step {step} in {directory} {problem}, and cannot be moved "
+                    f"away: {error.strerror}"
+                ) from error
+            lines.append(f"the checkpoint of step {step} {problem}: it was moved to {place}")
+
+
+def _damage(workdir: Path) -> tuple[int, str]:
+    """Returns the newest checkpoint's step and what is wrong with it; "" if nothing is."""
+    step = latest_step(workdir)
+    if step is None:
+        return 0, ""
+    return step, integrity.problem(workdir.resolve() / "checkpoints", step)
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
@@ -304,21 +315,21 @@ def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
         return config
     differing = configs.differences(saved, config)
     if differing:
+        listed = ", ".join(f"{path} ({values})" for path, values in differing.items())
         raise InputError(
-            f"{workdir} holds checkpoints of another configuration: {', '.join(differing)}: "
+            f"{workdir} holds checkpoints of another configuration: {listed}: "
             "choose another --workdir, or the same fields"
         )
     return saved
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes the configuration into `workdir`, which is created.
+    """Writes the configuration into `workdir`, which exists.
 
     Raises:
         InputError: if that cannot be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         replace_text(config_file(workdir), configs.to_json(config))
     except OSError as error:
         raise cannot_write(f"--workdir={workdir}", error) from error

@@ -21,10 +21,11 @@ FILE_NAME = "lock"
 
 @contextlib.contextmanager
 def one_writer(workdir: Path) -> Iterator[None]:
-    """Holds the lock of a directory, which exists.
+    """Holds the lock of a directory, which is created if there is none.
 
     Raises:
-        InputError: if another process holds it; the message says which.
+        InputError: if another process holds it, and the message says which; or if the lock cannot
+            be written.
 
     Example:
         >>> import tempfile
@@ -37,6 +38,7 @@ def one_writer(workdir: Path) -> Iterator[None]:
     """
     file = workdir / FILE_NAME
     try:
+        workdir.mkdir(parents=True, exist_ok=True)
         # Without O_TRUNC: what is there says who has the lock. A link is not followed.
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:

@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 from golden_data import load
+from nets import without_optimizations
 from numpy.testing import assert_allclose
 
 from terminator_jax import losses
@@ -22,9 +23,7 @@ def golden():
 @pytest.fixture(scope="module")
 def result(golden):
     """Losses, outputs, gradients and the Kar3 trajectory, computed once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)  # as the fixture x64 does
-    with jax.enable_x64(True):
+    with without_optimizations(), jax.enable_x64(True):  # as the fixture x64 has it
         model = terminator_from_release(golden.param, param_dtype=jnp.float64)
         graph, params, other = nnx.split(model, nnx.Param, ...)
         factors = model.config.factors
@@ -50,7 +49,6 @@ def result(golden):
             (value, _), (g, _) = step(params, x)
             trajectory.append(value)
         grads = terminator_to_release(nnx.merge(graph, grads, other))
-    jax.config.update("jax_disable_most_optimizations", before)
     return model, total, aux, grads, np.moveaxis(grad_x, -1, 1), trajectory
 
 

@@ -1,5 +1,6 @@
 """Checkpoints that were damaged on the disk, and states that are not finite."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from nets import without_optimizations
 
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
@@ -31,12 +33,20 @@ def steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-@pytest.fixture
-def finished(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """A run with the checkpoints of both of its epochs, steps 22 and 44."""
-    loop.train(config("keep_every_epochs=1"), tmp_path / "run")
-    assert steps(tmp_path / "run") == [22, 44]
-    return tmp_path / "run"
+    workdir = tmp_path_factory.mktemp("trained")
+    with without_optimizations():
+        loop.train(config("keep_every_epochs=1"), workdir)
+    assert steps(workdir) == [22, 44]
+    return workdir
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of that run, to be damaged."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def parameters(workdir):
@@ -206,20 +216,67 @@ with one_writer(Path(sys.argv[1])):
 """
 
 
-def test_one_process_writes_and_its_crash_frees_the_directory(tmp_path):
+@contextlib.contextmanager
+def held(workdir):
+    """Another process that holds the lock of a directory."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(workdir)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=rf"^process {process.pid} on .* trains in "):
-            loop.train(config(), tmp_path)
-        assert not (tmp_path / "checkpoints").exists()
+        yield rf"^process {process.pid} on .* trains in "
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_one_process_writes_and_its_crash_frees_the_directory(tmp_path):
+    (tmp_path / "config.json").write_text("of the other")
+    with held(tmp_path) as says, pytest.raises(InputError, match=says):
+        loop.train(config(), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "config.json").read_text() == "of the other"
     assert loop.train(config("epochs=1", "optimizer.warmup_epochs=0.0"), tmp_path).is_done
+
+
+def test_what_another_process_may_be_writing_is_not_moved_away(finished):
+    """What looks damaged may be removed at this moment."""
+    next((finished / "checkpoints" / "44").rglob("_METADATA")).unlink()
+    with held(finished) as says, pytest.raises(InputError, match=says):
+        loop.train(config("keep_every_epochs=1"), finished)
+    assert steps(finished) == [22, 44]
+
+
+def test_another_process_has_trained_before_this_one_has_the_lock(tmp_path, monkeypatch):
+    """It begins and ends while this one looks at its data."""
+    short, compare_run, ended = (
+        config("epochs=1", "optimizer.warmup_epochs=0.0"),
+        loop.compare_run,
+        [],
+    )
+
+    def slowly(*arguments):
+        compare_run(*arguments)
+        if not ended:
+            ended.append(True)
+            loop.train(short, tmp_path)
+
+    monkeypatch.setattr(loop, "compare_run", slowly)
+    with pytest.raises(InputError, match=r"another process has trained in .* meanwhile"):
+        loop.train(short, tmp_path)
+    assert steps(tmp_path) == [22]
+
+
+def test_initial_values_are_taken_again_when_the_only_checkpoint_is_damaged(finished, tmp_path):
+    again, fields = tmp_path / "again", ["epochs=1", f"init_from={finished}"]
+    fields += ["optimizer.learning_rate=1e-9", "optimizer.warmup_epochs=0.0"]
+    loop.train(config(*fields), again)
+    expected = parameters(again)
+    next((again / "checkpoints" / "22").rglob("_METADATA")).write_text("")
+    loop.train(config(*fields), again)
+    assert parameters(again) == expected
+    assert (again / "damaged" / "22").is_dir()
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
