@@ -84,8 +84,11 @@ def make_diagnose(run: Run) -> Callable[[DeviceBatch], Scalars]:
 def write_report(run: Run, workdir: Path, step: int, metrics: Scalars) -> Path:
     """Writes what is known of a step that was not finite; all processes must call this.
 
+    The step has changed nothing. The norms are those of its batch and of the run's state now, which
+    later steps may have changed.
+
     Args:
-        run: the run; the step has changed nothing in its state.
+        run: the run.
         workdir: the directory of the run.
         step: its number, from 1.
         metrics: what it gave.

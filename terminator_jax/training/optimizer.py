@@ -29,7 +29,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
         ['0.00000', '0.00050', '0.00100', '0.00050', '0.00000']
     """
     peak, total = config.optimizer.learning_rate, config.epochs * steps_per_epoch
-    warmup = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    warmup = min(round(config.optimizer.warmup_epochs * steps_per_epoch), total - 1)
     cosine = optax.cosine_decay_schedule(peak, total - warmup)
     if warmup == 0:
         return cosine
@@ -39,7 +39,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer that the configuration names, and its learning rate at each step.
+    """Returns the optimizer that the configuration names, and its learning rate at each update.
 
     Args:
         config: as `config.read` gives it.
@@ -54,7 +54,7 @@ def make_optimizer(
         tx = optax.chain(tx, average_parameters(config.ema_decay))
     if steps > 1:
         tx = _accumulate(tx, steps, at_least_float32(jnp.dtype(config.dtype)))
-    return tx, lambda step: schedule(step // steps)
+    return tx, schedule
 
 
 def _accumulate(

@@ -39,7 +39,7 @@ class Run:
         eval_data: the examples to evaluate on.
         model_def: the model without its variables.
         tx: the optimizer.
-        schedule: its learning rate at each step.
+        schedule: its learning rate at each update.
         state: the state on every device; each step replaces it.
     """
 
@@ -141,7 +141,8 @@ class Run:
     ) -> None:
         """Begins to write a checkpoint: the state, the position of the batches, the scores.
 
-        The next step uses the memory of the state again, so that a copy of it is written.
+        A copy is written, because the next step uses the memory of the state again. On a CPU
+        `device_get` gives that memory itself, so that the parameters are copied too.
         """
         state = jax.tree.map(jnp.copy, self.state)
         params = self.model_def.unravel(jax.device_get(state.params))

@@ -64,7 +64,7 @@ def make_train_step(
         task: the loss.
         model_def: the model without its variables.
         tx: the optimizer.
-        schedule: the learning rate at each step, to be logged.
+        schedule: the learning rate at each update, to be logged.
     """
     gradients = make_gradients(task, model_def)
 
@@ -74,7 +74,7 @@ def make_train_step(
         # optax multiplies counters with floats, which strict promotion of dtypes forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            metrics["learning_rate"] = schedule(state.step)
+            metrics["learning_rate"] = schedule(_updates(state))
         params = optax.apply_updates(state.params, updates)
 
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
@@ -84,6 +84,12 @@ def make_train_step(
         return state._replace(step=state.step + 1), metrics
 
     return train_step
+
+
+def _updates(state: TrainState) -> jax.Array:
+    """Returns the number of updates, of which skipped and accumulated steps make none."""
+    counts = optax.tree.get_all_with_path(state.opt_state, "count")
+    return counts[0][1] if counts else state.step
 
 
 def _stream_key(key: jax.Array, axis_name: str | None) -> jax.Array:

@@ -78,6 +78,15 @@ def test_a_skipped_step_changes_nothing(tmp_path, poison, make):
         leaves(before, "model_state"), leaves(after, "model_state"), strict=True))  # fmt: skip
 
 
+def test_the_learning_rate_in_the_log_is_that_of_the_update(tmp_path, poison, make):
+    """Of two epochs of 22 steps, one of which warms up; a step that is left out makes no update."""
+    poison(3)
+    loop.train(make("on_nonfinite=skip", "log_every_steps=1"), tmp_path)
+    rates = [line["learning_rate"] for line in logged(tmp_path, "train")]
+    expected = 0.003 / 22 * np.array([0, 1, 2, 2, 3, 4])
+    np.testing.assert_allclose(rates[:6], expected, rtol=1e-5)
+
+
 def leaves(state, name):
     import jax
 

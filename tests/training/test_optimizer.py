@@ -84,7 +84,21 @@ def test_the_learning_rate_is_that_of_the_update(make):
     config = make("batch_size=8", "accumulate_steps=8")
     _, schedule = make_optimizer(config, 176)
     _, plain = make_optimizer(make("batch_size=64"), 22)
-    assert [float(schedule(8 * n + 7)) for n in range(44)] == [float(plain(n)) for n in range(44)]
+    assert [float(schedule(n)) for n in range(44)] == [float(plain(n)) for n in range(44)]
+
+
+def test_the_learning_rate_in_the_log_is_that_of_the_update(make):
+    """Accumulated steps make none of their own."""
+    run = make_run(make("batch_size=8", "accumulate_steps=8"))
+    step = run.parallel.compile(
+        make_train_step(run.task, run.model_def, run.tx, run.schedule), donate=True
+    )
+    state, rates = run.state, []
+    for n in range(24):
+        state, metrics = step(state, run.parallel.shard_batch(run.train_batch(n)))
+        rates.append(float(metrics["learning_rate"]))
+    np.testing.assert_allclose(rates, np.repeat([float(run.schedule(n)) for n in range(3)], 8))
+    assert rates[-1] > rates[0]
 
 
 def test_more_pictures_for_an_update_than_there_are(make):

@@ -230,6 +230,14 @@ def test_optimizers_take_the_schedule(name):
     assert schedule(19) < 0.0002 and schedule(20) == 0
 
 
+@pytest.mark.parametrize("steps", [1, 22])
+def test_a_warm_up_of_nearly_all_steps(steps):
+    """Rounded to steps it would be all of them, and a cosine of none is an error of optax."""
+    config = configs.read(TINY, ["--config.optimizer.warmup_epochs=0.99", "--config.epochs=1"])
+    _, schedule = make_optimizer(config, steps_per_epoch=steps)
+    assert schedule(steps - 1) == pytest.approx(0.003) and schedule(steps) == 0
+
+
 def test_no_warm_up():
     config = configs.read(TINY, ["--config.optimizer.warmup_epochs=0"])
     _, schedule = make_optimizer(config, steps_per_epoch=10)
