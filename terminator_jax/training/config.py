@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from terminator_jax.errors import InputError, one_line
 from terminator_jax.loading import lists_to_tuples
+from terminator_jax.models import make_config
 from terminator_jax.training.paths import experiment_file
 from terminator_jax.training.validation import check, find, flatten, short
 
@@ -216,8 +217,6 @@ def _with_options(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
     A flag can only change a field that exists and whose type is known.
     """
-    from terminator_jax.models import make_config  # imports JAX, which other flags can do without
-
     try:
         variant = make_config(config.model.name, config.model.variant, {})
     except ValueError as error:
@@ -292,21 +291,21 @@ def _fill_defaults(values: Any, defaults: Any) -> Any:
     return {**both, **{name: value for name, value in values.items() if name not in both}}
 
 
-def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
-    """Lists the fields that differ, except those that may differ when a run resumes.
+def differences(saved: ConfigDict, wanted: ConfigDict) -> dict[str, str]:
+    """Returns both values of the fields that differ, except those that may when a run resumes.
 
     Example:
         >>> other = default_config()
         >>> other.batch_size = 32
         >>> differences(default_config(), other)
-        ['batch_size (64 there, 32 now)']
+        {'batch_size': '64 there, 32 now'}
     """
     old, new = dict(flatten(saved)), dict(flatten(wanted))
-    return [
-        f"{path} ({short(old.get(path))} there, {short(new.get(path))} now)"
+    return {
+        path: f"{short(old.get(path))} there, {short(new.get(path))} now"
         for path in sorted((old | new).keys() - RESUMABLE_FIELDS)
         if old.get(path) != new.get(path)
-    ]
+    }
 
 
 def changes(config: ConfigDict) -> list[tuple[str, str, str]]:

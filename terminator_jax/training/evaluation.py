@@ -31,7 +31,7 @@ from terminator_jax.training.step import make_eval_step, make_logits_step
 from terminator_jax.training.tasks import Task, make_task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
-CHECKPOINT_FIELDS = ("model.", "optimizer.", "accumulate_steps ", "ema_decay ", "freeze ")
+CHECKPOINT_FIELDS = ("model", "optimizer", "accumulate_steps", "ema_decay", "freeze")
 
 # Batches of training images that running averages are computed from, at most.
 CALIBRATION_BATCHES = 200
@@ -118,9 +118,9 @@ def evaluate_checkpoint(
     """
     saved = read_config(workdir)
     config = configs.override(saved.copy_and_resolve_references(), overrides)
-    for difference in configs.differences(saved, config):
-        if difference.startswith(CHECKPOINT_FIELDS):
-            raise InputError(f"the checkpoints were made with another config.{difference}")
+    for path, values in configs.differences(saved, config).items():
+        if path.partition(".")[0] in CHECKPOINT_FIELDS:
+            raise InputError(f"the checkpoints were made with another config.{path} ({values})")
     checkpoints, chosen = open_checkpoint(workdir, step, make_task(config))
     run = make_run(config)
     run.restore(checkpoints, chosen)

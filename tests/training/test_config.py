@@ -20,11 +20,11 @@ def test_experiments(path):
     """Each is read, makes a task, survives JSON, and names its own command."""
     config = configs.read(path)
     task = make_task(config)
-    assert configs.differences(configs.from_json(configs.to_json(config)), config) == []
+    assert configs.differences(configs.from_json(configs.to_json(config)), config) == {}
     # As an older version, which knew fewer fields, has kept it.
     kept = json.loads(configs.to_json(config))
     del kept["loss"]["channel_sum"], kept["compilation_cache"]
-    assert configs.differences(configs.from_json(json.dumps(kept)), config) == []
+    assert configs.differences(configs.from_json(json.dumps(kept)), config) == {}
     text = path.read_text()
     assert f"python -m terminator_jax.train --config=experiments/{path.name}\n" in text
     assert "Reaches" in text and "take" in text.lower()
@@ -123,4 +123,4 @@ def test_values_that_are_refused(field, value, says):
 def test_what_may_change_while_a_run_lasts():
     config = configs.default_config()
     config.log_every_steps, config.data.in_memory, config.seed = 1, False, 5
-    assert configs.differences(configs.default_config(), config) == ["seed (0 there, 5 now)"]
+    assert configs.differences(configs.default_config(), config) == {"seed": "0 there, 5 now"}
