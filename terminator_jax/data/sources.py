@@ -24,7 +24,7 @@ BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.o
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """TFDS's random access, which says in one line that a file is missing or damaged."""
+    """Wraps TFDS's random access, and says in one line that a file is missing or damaged."""
 
     examples: Any
     folder: str

@@ -53,7 +53,9 @@ class SlowWidths:
 
 
 class SlowKernels(NamedTuple):
-    """Holds one entry for each slow network that does not read the input: its kernel, or itself.
+    """Holds, for each slow network that does not read the input, its kernel.
+
+    Where all networks of a model are evaluated together, it holds the networks themselves first.
 
     Attributes:
       h_channel: of the hyper-channel interaction, which makes the map h, `(C,)`.
@@ -280,7 +282,8 @@ class SFNEBlock(nnx.Module):
     ) -> jax.Array:
         """Computes the formula of `__call__` in fewer operations.
 
-        The local slow networks, which read the maps, are called from there.
+        `fused_sfne` calls the local slow networks with the maps that they read. In training this
+        also updates their running averages.
         """
         first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
         weights, settings = fused_weights(self, kernels), fused_settings(self)

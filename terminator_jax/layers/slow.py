@@ -66,8 +66,8 @@ class SpatialSlowNet(MAGNet):
 class LocalSlowNets(nnx.Module):
     """Generates small kernels that depend on the batch, by several networks of one shape.
 
-    The networks are evaluated together. Every kernel is padded with zeros to the size of the
-    largest. So all kernels are one array, for one depthwise convolution.
+    The networks are evaluated together, by one `vmap`. So every kernel is padded with zeros to the
+    size of the largest.
 
     Example:
       >>> nets = LocalSlowNets((3, 9), 12, rngs=nnx.Rngs(0))

@@ -266,8 +266,8 @@ class Terminator(nnx.Module):
         kernels = self._slow_kernels()
         features: list[jax.Array] = []
         apply = nnx.remat(_apply_block) if self.remat else _apply_block
-        for block, given, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
-            x = apply(block, x, [features[j] for j in earlier], given, rngs)
+        for block, generated, earlier in zip(self.blocks, kernels, self.config.skips, strict=True):
+            x = apply(block, x, [features[j] for j in earlier], generated, rngs)
             features.append(x)
         space = tuple(range(1, x.ndim - 1))
         logits = self.head(jnp.mean(x, space, dtype=at_least_float32(x.dtype)))

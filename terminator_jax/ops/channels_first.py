@@ -147,10 +147,10 @@ def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) ->
 
 @jax.custom_vjp
 def _matmul(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    """Computes `kernelᵀ x` in float32 or wider; JAX's own gradient would copy every large map.
+    """Computes `kernelᵀ x` with a gradient written out: JAX's would transpose every large map.
 
-    It is transposed. A training step on a CPU takes 1.4 times as long with that. The kernel is
-    `(inputs, outputs)`, x is `(inputs, *positions)`.
+    A training step on a CPU would take 1.4 times as long. The kernel is `(inputs, outputs)`, x is
+    `(inputs, *positions)`. Products are summed in float32 or wider.
     """
     return by_platform(_wants_one_axis, _product, kernel, x)
 

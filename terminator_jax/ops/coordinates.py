@@ -9,7 +9,7 @@ import numpy as np
 
 
 def grid(size: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Coordinates in [-1, 1] of every position of a map, row-major.
+    """Computes the coordinates in [-1, 1] of every position of a map, row-major.
 
     Args:
       size: positions per spatial axis, e.g. `(rows, columns)`.
@@ -30,7 +30,7 @@ def grid(size: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
 
 
 def interpolate(values: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Values on one grid of coordinates, read off between its positions on another (linearly).
+    """Interpolates values on one grid linearly, at the positions of another.
 
     Args:
       values: `(*old size,)`, as many axes as `size` has.

@@ -3,10 +3,12 @@
 The result is that of the formula in `layers/sfne.py`. What differs is mathematics:
 
 - Linear maps of the same input are one: `W_k` and `W_q W_v` of each RGU, the two `W_y`.
-- The sum of channels' gates goes into the standardization that follows, whose statistics are known.
-- A skip that is tiled to more channels meets the sum of its copies' weights.
-- The local branches share one convolution, one mixer, one standardization and one activation.
-- What a standardization takes away again is never added: biases, and the local branches' scalars.
+- The gate g of the hyper-channel interaction is one factor per sample and channel, so the
+  standardization IS(g x) after it follows from the mean and variance of x.
+- A skip that is tiled to more channels is multiplied by the sum of its copies' weights.
+- The local branches share one call of the convolution, one product with their mixers, one
+  standardization and one activation.
+- What a standardization cancels is never added: biases, and the local branches' scalars.
   Where averages of statistics are kept, they are those of the formula, with these constants.
 
 Maps are `(channels, batch, *spatial)`, see `channels_first.py`.
@@ -190,8 +192,8 @@ def fold(
 
 def _identity_moments(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
     """Returns moments with which `normalize` changes nothing."""
-    del of_batch
-    return jnp.zeros(shape), jnp.full(shape, 1 - EPSILON)
+    dtype = jax.eval_shape(of_batch)[0].dtype
+    return jnp.zeros(shape, dtype), jnp.full(shape, 1 - EPSILON, dtype)
 
 
 def _cumulative(settings: SFNESettings) -> int | None:
@@ -269,7 +271,7 @@ def _local_branches(
 
 
 def _track(track: Track | None, bias: jax.Array) -> Track | None:
-    """Adapts a tracker of the formula's map, channels last and with its bias, to this one."""
+    """Adapts `track`, for moments of maps with channels last and with their bias, to maps here."""
     if track is None:
         return None
 

@@ -8,9 +8,10 @@ What jax 0.10.2 does by itself, with two processes on one host:
                                  leaves an abort; elsewhere as if it were stopped
     a process is stopped         the others abort with a C++ stack after the heartbeat's timeout
 
-A port is tried before JAX does: one that JAX finds by itself is in its log then. An abort is the
-signal SIGABRT: its handler prints one line instead and ends the process with exit code 1. `TF_CPP_MIN_LOG_LEVEL=9`, which must
-be set before jax is imported, keeps the C++ stack silent.
+Process 0's port is tried before JAX opens it; one that JAX finds by itself is read from JAX's log,
+by the logger's name and the message's words. An abort is the signal SIGABRT: its handler prints one
+line instead and ends the process with exit code 1. `TF_CPP_MIN_LOG_LEVEL=9`, which must be set
+before jax is imported, keeps the C++ stack silent.
 """
 
 import contextlib
@@ -153,8 +154,8 @@ def _check_port(port: int) -> None:
         socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
     except OSError as error:
         raise SystemFailure(
-            f"process 0 cannot listen at port {port}: {os.strerror(error.errno)}; choose another for "
-            "all processes, by --coordinator or, with --distributed, by JAX_COORDINATOR_PORT"
+            f"process 0 cannot listen at port {port}: {os.strerror(error.errno)}; choose another "
+            "for all processes, by --coordinator or, with --distributed, by JAX_COORDINATOR_PORT"
         ) from error
 
 

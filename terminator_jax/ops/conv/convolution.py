@@ -52,7 +52,7 @@ def fft_conv(
         sample.
       padding: one of `PADDINGS`.
       method: one of `METHODS`. Reduced precision is computed in float32.
-      correlate: turns the kernel around (no flip, as deep learning's "convolution"); `same` is then
+      correlate: cross-correlates, as the "convolution" of deep learning does; `same` is then
         `Σ_r kernel[r] x[i + r - (k-1)//2]`.
       max_bytes: a bound on temporary memory, with gradient or without; channels are then computed
         in as many parts as that takes, one after the other, and the gradient computes the spectra

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def shared(function: Callable[[jax.Array], jax.Array], dims: int) -> Callable:
-    """Makes `function` act on an array's last `dims` axes; devices and maps share the others.
+    """Makes `function` act on an array's last `dims` axes, so that devices may share the others.
 
     It keeps the other axes as they are. The result has no derivative of its own.
 

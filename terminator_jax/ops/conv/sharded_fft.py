@@ -38,7 +38,7 @@ def irfftn(z: jax.Array, lengths: Sequence[int]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _transform(lengths: tuple[int, ...], inverse: bool, x: jax.Array) -> jax.Array:
-    """Has a gradient of its own, because a partitioned function has none."""
+    """Computes a real FFT or its inverse. Its gradient is written out: `shared` gives none."""
     return _inverse(lengths)(x) if inverse else _forward(len(lengths))(x)
 
 

@@ -84,7 +84,7 @@ def kernel_gradients(
     dy: jax.Array,
     shapes: Sequence[Sequence[int]],
 ) -> list[jax.Array]:
-    """Gradients of kernels that met a map each, by `dft`, all on circles of one length.
+    """Computes the gradients of kernels that convolved a map each, by `dft`, on equal circles.
 
     Args:
       windows: of the results, of one count.
