@@ -109,11 +109,15 @@ def test_padding_changes_nothing():
 def test_remat_and_dtypes():
     config = NonLinearTransformerConfig(**SMALL)
     grid, results = tokens(2, 4, 5), {}
+
+    def loss(model):
+        logits = model(grid)
+        assert logits.dtype == jnp.float32
+        return jnp.mean(jnp.sin(logits))
+
     for options in (dict(), dict(remat=True), dict(dtype=jnp.bfloat16)):
         model = filled(lambda o=options: NonLinearTransformer(config, rngs=nnx.Rngs(0), **o))
-        loss = lambda model: jnp.mean(jnp.sin(model(grid)))  # noqa: E731
-        assert model(grid).dtype == jnp.float32
-        value, grads = nnx.value_and_grad(loss)(model)
+        value, grads = nnx.jit(nnx.value_and_grad(loss))(model)
         leaves = jax.tree.leaves(grads)
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
         results[str(options)] = np.concatenate([[value], *(np.ravel(leaf) for leaf in leaves)])
