@@ -157,6 +157,7 @@ def test_the_configuration_beside_them(state, tmp_path):
     assert not workdir.exists()
     with pytest.raises(InputError, match="holds no run"):
         read_config(workdir)
+    workdir.mkdir(parents=True)
     write_config(workdir, config)
     other = configs.override(configs.default_config(), ["--config.seed=1"])
     check_workdir(workdir, other)  # no checkpoint yet: nothing is lost
