@@ -18,7 +18,7 @@ from terminator_jax.ops.standardize import AxisName, batch_standardize
 
 @dataclasses.dataclass(frozen=True)
 class LocalBranch:
-    """One local branch: its kernel's size, the map the kernel is made from, the map it meets."""
+    """One local branch: its kernel's size, the map that makes it, the map it convolves."""
 
     size: int
     kernel_from: str

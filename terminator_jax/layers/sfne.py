@@ -101,7 +101,7 @@ class SFNEBlock(nnx.Module):
       factor: λ, the output has λC channels.
       skips: channels of each skip input; each divides C and is tiled to it.
       branches: the local branches (sizes and sources), one or more.
-      operator: how the hyper-kernel meets a map, one of `terminator_jax.ops.hyperzzw.OPERATORS`.
+      operator: the product of hyper-kernel and map, one of `terminator_jax.ops.hyperzzw.OPERATORS`.
       widths: sizes of the slow networks.
       operator_scale: what the operator's results are multiplied with, see `Terminator.resized`.
       causal: for sequences: no result depends on a later position. Kernels reach back only, means

@@ -37,7 +37,7 @@ class BakedSFNEBlock(nnx.Module):
             for averages in (block.local.averages, block.averages)
         )
         weights = fold(fused_weights(block, kernels), self.settings, local, output)
-        # A skip that is tiled to more channels meets the sum of its copies' weights.
+        # A skip that is tiled to more channels is multiplied by the sum of its copies' weights.
         tiled = {name: sum_copies(weights.bottleneck[name], c) for name, c in self.skips.items()}
         weights = weights._replace(bottleneck={**weights.bottleneck, **tiled})
         rgus = weights.rgus

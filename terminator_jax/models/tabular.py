@@ -68,7 +68,7 @@ RULES = {
 class TabularTerminator(nnx.Module):
     """Classifies rows, or predicts real numbers of them.
 
-    Every feature meets every other in the first block already, as it is; no residuals.
+    Every feature is multiplied with every other in the first block already, as it is; no residuals.
 
     Example:
       >>> config = TabularConfig(features=13, num_classes=3)

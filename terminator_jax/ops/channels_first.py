@@ -167,13 +167,13 @@ def _wants_one_axis(platform: str) -> bool:
 
 def _product(one_axis: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
     def product(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        turned, positions = kernel.T, x
+        transposed, positions = kernel.T, x
         if one_axis:
-            # Turned in memory too, by way of one axis: XLA on a CPU has fast products only of rows
-            # with columns. A forward pass takes 1.15 times as long without, 1.5 in bfloat16.
-            flat = jax.lax.optimization_barrier(turned.reshape(-1))
-            turned, positions = flat.reshape(turned.shape), x.reshape(len(x), -1)
-        out = _contract(turned, positions, (1,), (0,))
+            # Transposed in memory too, by way of one axis: XLA on a CPU has fast products only of
+            # rows with columns. A forward pass takes 1.15 times as long without, 1.4 in bfloat16.
+            flat = jax.lax.optimization_barrier(transposed.reshape(-1))
+            transposed, positions = flat.reshape(transposed.shape), x.reshape(len(x), -1)
+        out = _contract(transposed, positions, (1,), (0,))
         return out.reshape(kernel.shape[1], *x.shape[1:])
 
     return product

@@ -179,7 +179,7 @@ def fold(
     scale = jax.lax.rsqrt(local[1] + EPSILON)
     branches, channels, _ = weights.local_mixer.shape
     mixer = weights.local_mixer * scale.reshape(branches, 1, channels)
-    # What a standardization per sample takes away again may stay.
+    # What a standardization per sample cancels may stay.
     by_batch = batch_groups(len(output[0]), settings.groups)
     factor = jnp.where(by_batch, jax.lax.rsqrt(output[1] + EPSILON), 1)
     return weights._replace(

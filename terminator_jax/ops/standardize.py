@@ -19,7 +19,8 @@ EPSILON = 1e-5
 AxisName = str | tuple[str, ...] | None
 # Mean and variance.
 Moments = tuple[jax.Array, jax.Array]
-# Gives the moments to use, from a function that computes those of the batch and from their shape.
+# Chooses the moments to normalize by, from a function that computes those of the batch and from
+# their shape: in training those, which it adds to running averages; in evaluation the averages.
 Track = Callable[[Callable[[], Moments], tuple[int, ...]], Moments]
 
 

@@ -60,7 +60,7 @@ def _padded(
 def _shifted(
     padded: jax.Array, tap: Sequence[int], size: Sequence[int], count: Sequence[int]
 ) -> jax.Array:
-    """Returns what the tap of a kernel of this size meets, for each of the wanted positions."""
+    """Returns what one tap of a kernel is multiplied by, for each of the wanted positions."""
     offsets = [k - 1 - r for r, k in zip(tap, size, strict=True)]
     return padded[(..., *(slice(o, o + c) for o, c in zip(offsets, count, strict=True)))]
 
@@ -82,13 +82,13 @@ direct_each.defvjp(_forward, _backward)
 
 
 def _map_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-    """Computes the gradient of a map: a convolution with the kernel turned around.
+    """Computes the gradient of a map: a convolution with the kernel flipped.
 
     `dx[i] = Σ_j dy[j] kernel[start + j - i]`.
     """
-    turned = jnp.flip(kernel, range(2, kernel.ndim))
+    flipped = jnp.flip(kernel, range(2, kernel.ndim))
     axes = zip(window.start, kernel.shape[2:], strict=True)
-    return _taps(dy, turned, [k - 1 - s for s, k in axes], x.shape[2:])
+    return _taps(dy, flipped, [k - 1 - s for s, k in axes], x.shape[2:])
 
 
 def _sequence_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:

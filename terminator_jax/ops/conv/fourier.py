@@ -5,7 +5,7 @@ a kernel occupies, and which are wanted of the result, is told as one `range` pe
 padding and cropping cost nothing where the transform is a matrix.
 
 Every transform here takes `(channels, batch, *spatial)` and gives a `Spectrum`; how frequencies
-are ordered in it is its own affair, since spectra are only ever multiplied and turned back.
+are ordered in it is its own affair, since spectra are only ever multiplied and transformed back.
 """
 
 import functools
@@ -172,7 +172,7 @@ def _placed(x: jax.Array, positions: Positions, lengths: Sequence[int]) -> jax.A
     margins = [(p.start, m - p.stop) for p, m in zip(positions, lengths, strict=True)]
     if min(min(pair) for pair in margins) >= 0:
         return jnp.pad(x, [(0, 0), (0, 0), *margins])
-    # It reaches over the end of a circle: begin at 0 and turn.
+    # It reaches over the end of a circle: begin at 0 and roll.
     padded = jnp.pad(x, [(0, 0), (0, 0), *((0, sum(pair)) for pair in margins)])
     return jnp.roll(padded, [p.start for p in positions], range(2, x.ndim))
 

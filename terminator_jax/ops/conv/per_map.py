@@ -91,7 +91,7 @@ def _pad_kernel(
     """Pads a kernel to a larger size that gives the same result."""
     own = kernel.shape[2:]
     here, there = (bounds(spatial, s, padding, correlate)[0] for s in (own, size))
-    # How many zeros come before it and after it; a correlation turns the kernel around.
+    # How many zeros come before it and after it; a correlation flips the kernel.
     before = [b - a for a, b in zip(here, there, strict=True)]
     after = [k - n - b for k, n, b in zip(size, own, before, strict=True)]
     margins = zip(*((after, before) if correlate else (before, after)), strict=True)
