@@ -53,8 +53,8 @@ def by_platform(
     """
     if platform := _only.get():
         return function(choose(platform))(*arrays)
-    choices = {platform: choose(platform) for platform in PLATFORMS}
-    if len(set(choices.values())) == 1:
-        return function(choices["cpu"])(*arrays)
-    cpu, gpu, tpu = (function(choice) for choice in choices.values())
+    functions = {choice: function(choice) for choice in map(choose, PLATFORMS)}
+    cpu, gpu, tpu = (functions[choose(platform)] for platform in PLATFORMS)
+    if len(functions) == 1:
+        return cpu(*arrays)
     return jax.lax.platform_dependent(*arrays, tpu=tpu, cuda=gpu, rocm=gpu, default=cpu)
