@@ -3,6 +3,7 @@
 What is written takes pictures as uint8 and gives logits: normalization is inside.
 """
 
+import importlib.resources
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flatbuffers  # noqa: F401  jax.export needs it, and says so late
+import flatbuffers
 import jax
 import numpy as np
 from jax import export
@@ -26,23 +27,27 @@ ONNX_TOLERANCE = 1e-3  # of the largest logit
 PLATFORMS = ("cpu", "cuda", "tpu")
 ABOUT, PROGRAM, README = "model.json", "model.stablehlo", "README.txt"
 LINES = f"""\
-A trained classifier of pictures. With jax, numpy and flatbuffers installed:
+A trained classifier of pictures. With jax and numpy installed:
 
-    import json, zipfile
+    import json, sys, zipfile
     import jax.export, numpy as np
 
+    sys.path.append("NAME")  # holds flatbuffers, which jax.export needs
     with zipfile.ZipFile("NAME") as file:
         about = json.loads(file.read("{ABOUT}"))
         model = jax.jit(jax.export.deserialize(file.read("{PROGRAM}")).call)
     logits = model(pictures)  # DTYPE, (batch, SHAPE); any batch
     names = [about["classes"][n] for n in np.argmax(logits, -1)]
+
+The folder flatbuffers is Google's package of that name, under the Apache License 2.0.
 """
 
 
 def write_stablehlo(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
     """Writes a zip of the program by `jax.export`, what it is in JSON, and the lines that load it.
 
-    The program is for CPU, CUDA and TPU, and for any batch.
+    The program is for CPU, CUDA and TPU, and for any batch. The zip also holds the package
+    flatbuffers: `jax.export` needs it, and who has only jax does not have it.
 
     Args:
         loaded: the model.
@@ -60,6 +65,9 @@ def write_stablehlo(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
         archive.writestr(README, lines)
         archive.writestr(ABOUT, json.dumps(describe(loaded, dtype), indent=2) + "\n")
         archive.writestr(PROGRAM, bytes(exported.serialize()))
+        for module in importlib.resources.files(flatbuffers).iterdir():
+            if module.name.endswith(".py"):
+                archive.writestr(f"flatbuffers/{module.name}", module.read_bytes())
     _write(file, content.getvalue())
 
 

@@ -22,6 +22,7 @@ from terminator_jax.training import config as configs
 from terminator_jax.training import integrity, report
 from terminator_jax.training.averages import PREFIX, with_averages
 from terminator_jax.training.checkpoint import Checkpoints, read_config
+from terminator_jax.training.lock import one_writer
 from terminator_jax.training.meter import weighted_means
 from terminator_jax.training.metrics import METRICS, Scalars
 from terminator_jax.training.parallel import process_shard
@@ -135,7 +136,8 @@ def evaluate_checkpoint(
         )
     missing = not (workdir / loading.FILE_NAME).exists()
     if step is None and size is None and (missing or calibrate):
-        with contextlib.suppress(OSError):  # a run that can only be read is evaluated all the same
+        # A run that can only be read, or that is being trained, is evaluated all the same.
+        with contextlib.suppress(OSError, InputError), one_writer(workdir):
             dataclasses.replace(run, config=saved).save_model(workdir, chosen)
     baselines = run.task.baselines(run.train_data, run.eval_data)
     if config.data.in_memory:

@@ -16,6 +16,7 @@ import terminator_jax
 from terminator_jax.data import sources
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop, tasks
+from terminator_jax.training.lock import one_writer
 from terminator_jax.training.meter import Meter
 
 # Kills the process when the checkpoint of step 35 is written but for its name.
@@ -207,6 +208,10 @@ def test_a_run_of_an_older_version_is_calibrated(run_main, tmp_path):
     by_batch = json.loads(out)["accuracy"]
     with pytest.warns(UserWarning, match="has no running averages"):
         assert terminator_jax.load_model(tmp_path / "run").step == 30
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with one_writer(tmp_path / "run"):  # as if it were being trained
+        assert run_main("evaluate", *flags, "--calibrate")[0] == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     _, out, _ = run_main("evaluate", *flags, "--calibrate")
     assert json.loads(out)["accuracy"] == pytest.approx(by_batch, abs=0.05)
     digits = sources.open_split("digits", "test").load()
