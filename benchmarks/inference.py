@@ -1,12 +1,13 @@
-"""The CIFAR network for inference: baked beside not baked, at batches of 1 and 32.
+"""Networks of digits and of CIFAR for inference: baked beside not baked, at batches of 1 and 32.
 
 python benchmarks/inference.py            # writes a section of docs/performance.md
 python benchmarks/inference.py --quick    # the digits only, writes nothing
 """
 
 import argparse
-import functools
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from terminator_jax.models import Terminator, TerminatorConfig
 
 BATCHES = (1, 32)
 HEAD = ("network", "batch", "model", "compile s", "ms", "baked / model", "MB at its peak",
-        "values", "logits differ by")  # fmt: skip
+        "values", "GFLOP", "logits differ by")  # fmt: skip
 
 
 def models(variant: str) -> tuple[Terminator, Terminator, tuple[int, ...]]:
@@ -33,37 +34,50 @@ def models(variant: str) -> tuple[Terminator, Terminator, tuple[int, ...]]:
     return model, model.bake(), shape
 
 
+class Measured(NamedTuple):
+    """A model for one batch: its call, what compiling took, and what it gives."""
+
+    call: Callable[[], object]
+    compiling: float  # seconds
+    operations: float  # of floating point, as XLA counts them
+    values: int  # numbers in the model
+    logits: np.ndarray
+
+
+def compiled(model: nnx.Module, x: jax.Array) -> Measured:
+    """Compiles a model for a batch."""
+    graph, state = nnx.split(model)
+    start = time.perf_counter()
+    program = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
+    return Measured(
+        call=lambda: jax.block_until_ready(program(state, x)),
+        compiling=time.perf_counter() - start,
+        operations=program.cost_analysis()["flops"],
+        values=sum(array.size for array in jax.tree.leaves(state)),
+        logits=np.asarray(program(state, x)),
+    )
+
+
 def measure(variant: str) -> list[list[str]]:
     """Returns a row for each model and batch."""
     model, baked, shape = models(variant)
     rows = []
     for batch in BATCHES:
         x = jnp.asarray(np.random.default_rng(1).normal(size=(batch, *shape)), jnp.float32)
-        calls, compiling, logits, values = {}, {}, {}, {}
-        for name, net in (("model", model), ("baked", baked)):
-            graph, state = nnx.split(net)
-            values[name] = sum(a.size for a in jax.tree.leaves(state))
-            start = time.perf_counter()
-            function = jax.jit(lambda state, x, graph=graph: nnx.merge(graph, state)(x))
-            program = function.lower(state, x).compile()
-            compiling[name] = time.perf_counter() - start
-            calls[name] = functools.partial(_run, program, state, x)
-            logits[name] = np.asarray(program(state, x))
+        both = {"model": compiled(model, x), "baked": compiled(baked, x)}
+        calls = {name: found.call for name, found in both.items()}
         times = timing.medians(calls, repeats=15, seconds=10)
-        difference = np.abs(logits["baked"] - logits["model"]).max()
-        for name, call in calls.items():
-            ratio = f"{times['baked'] / times['model']:.2f}" if name == "baked" else ""
+        difference = np.abs(both["baked"].logits - both["model"].logits).max()
+        ratio = times["baked"] / times["model"]
+        for name, found in both.items():
+            beside = (f"{ratio:.2f}", f"{difference:.1e}") if name == "baked" else ("", "")
             rows.append([
-                variant, str(batch), name, f"{compiling[name]:.1f}", f"{1e3 * times[name]:.1f}",
-                ratio, f"{timing.peak_bytes(call) / 1e6:.0f}", f"{values[name]:,}",
-                f"{difference:.1e}" if name == "baked" else "",
+                variant, str(batch), name, f"{found.compiling:.1f}", f"{1e3 * times[name]:.1f}",
+                beside[0], f"{timing.peak_bytes(found.call) / 1e6:.0f}", f"{found.values:,}",
+                f"{found.operations / 1e9:.2f}", beside[1],
             ])  # fmt: skip
             print(*rows[-1], sep="  ", flush=True)
     return rows
-
-
-def _run(program, state, x):
-    jax.block_until_ready(program(state, x))
 
 
 def main() -> None:
@@ -71,8 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the digits only, writes nothing")
     quick = parser.parse_args().quick
-    rows = measure("digits" if quick else "cifar")
+    rows = measure("digits")
     if not quick:
+        rows += measure("cifar")
         text = report.conditions("python benchmarks/inference.py") + "\n\n"
         report.write_section("inference", text + report.table(HEAD, rows))
 
