@@ -268,6 +268,8 @@ def _build(
 ) -> nnx.Module:
     """Builds the model that the configuration describes, with the variables' values."""
     dtype = jnp.dtype(config["dtype"])
+    if dtype == np.float64 and not jax.config.jax_enable_x64:
+        raise ValueError(f"{file} holds a model of float64, which needs JAX_ENABLE_X64=1")
 
     def make() -> nnx.Module:
         param_dtype = at_least_float32(dtype)

@@ -147,6 +147,12 @@ def test_variables_of_another_shape(run, tmp_path):
         terminator_jax.load_model(tmp_path)
 
 
+def test_a_model_of_float64(tmp_path):
+    wide = runs.write(tmp_path / "wide", runs.tests_config("small", "dtype=float64"))
+    with pytest.raises(ValueError, match=r"a model of float64, which needs JAX_ENABLE_X64=1"):
+        terminator_jax.load_model(wide)
+
+
 def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch):
     state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     path = tmp_path / "model.safetensors"
