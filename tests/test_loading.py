@@ -45,7 +45,9 @@ def test_it_gives_the_accuracy_of_the_evaluation(run, digits, name, capsys):
     """The small model has running averages, which belong to its variables."""
     loaded = terminator_jax.load_model(run(name))
     step, scores, *_ = evaluate_checkpoint(run(name))
-    hits = loaded.logits(digits.image).argmax(-1) == digits.label
+    logits = loaded.logits(digits.image)
+    hits = logits.argmax(-1) == digits.label
+    np.testing.assert_allclose(loaded.baked().logits(digits.image), logits, atol=1e-5)
     assert (loaded.step, hits.mean()) == (step, pytest.approx(scores["accuracy"], abs=1e-6))
     assert loaded.config["model"]["variant"] in ("small", "digits")
     assert loaded.config["data"]["mean"] == (0.305,)

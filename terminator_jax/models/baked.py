@@ -24,7 +24,8 @@ class BakedSFNEBlock(nnx.Module):
 
     def __init__(self, block: SFNEBlock, kernels: SlowKernels):
         self.dtype = block.dtype
-        self.skips = {f"skip{n}": c for n, c in enumerate(block.skips, start=1)}
+        channels = {f"skip{n}": c for n, c in enumerate(block.skips, start=1)}
+        self.skips = tuple(channels)  # names, in the order of the arguments
         # A network that does not read its input after eval() gives the same for any map.
         maps = {name: jnp.zeros((block.channels, 1, *block.size)) for name in ("x", "u", "h")}
         self.local_kernels = nnx.List(nnx.Param(k) for k in block.local.kernels(maps))
@@ -38,7 +39,7 @@ class BakedSFNEBlock(nnx.Module):
         )
         weights = fold(fused_weights(block, kernels), self.settings, local, output)
         # A skip that is tiled to more channels is multiplied by the sum of its copies' weights.
-        tiled = {name: sum_copies(weights.bottleneck[name], c) for name, c in self.skips.items()}
+        tiled = {name: sum_copies(weights.bottleneck[name], c) for name, c in channels.items()}
         weights = weights._replace(bottleneck={**weights.bottleneck, **tiled})
         rgus = weights.rgus
         self.rgus = nnx.List(nnx.Dict(**_params(rgu._asdict())) for rgu in rgus)
