@@ -42,10 +42,10 @@ class BakedSFNEBlock(nnx.Module):
         tiled = {name: sum_copies(weights.bottleneck[name], c) for name, c in channels.items()}
         weights = weights._replace(bottleneck={**weights.bottleneck, **tiled})
         rgus = weights.rgus
-        self.rgus = nnx.List(nnx.Dict(**_params(rgu._asdict())) for rgu in rgus)
-        self.bottleneck = nnx.Dict(**_params(weights.bottleneck))
+        self.rgus = nnx.data([_params(rgu._asdict()) for rgu in rgus])
+        self.bottleneck = nnx.data(_params(weights.bottleneck))
         rest = {k: v for k, v in weights._asdict().items() if k not in ("rgus", "bottleneck")}
-        self.weights = nnx.Dict(**_params(rest))
+        self.weights = nnx.data(_params(rest))
 
     def __call__(
         self,
@@ -127,5 +127,5 @@ def _params(arrays: dict[str, jax.Array]) -> dict[str, nnx.Param]:
     return {name: nnx.Param(array) for name, array in arrays.items()}
 
 
-def _values(params: nnx.Dict) -> dict[str, jax.Array]:
+def _values(params: dict[str, nnx.Param]) -> dict[str, jax.Array]:
     return {name: param[...] for name, param in params.items()}

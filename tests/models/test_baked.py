@@ -93,6 +93,16 @@ def test_it_is_called_like_the_model(x64):
         baked(x[:, :3])
 
 
+def test_gradients_and_tables_of_it(x64):
+    """As explanations of single predictions need them."""
+    model, x = calibrated(**SMALLER)
+    baked = model.bake()
+    model.eval()
+    gradient = nnx.jit(lambda m, x: jax.grad(lambda x: jnp.sum(m(x) ** 2))(x))
+    assert relative(gradient(baked, x), gradient(model, x)) < 1e-9
+    assert "BakedSFNEBlock" in nnx.tabulate(baked, x)
+
+
 def test_bfloat16(unoptimized):
     config = dataclasses.replace(TINY, **SMALLER)
     model = filled(lambda: Terminator(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
