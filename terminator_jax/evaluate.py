@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print all scores as one JSON object")
     parser.add_argument(
         "--calibrate", action="store_true",
-        help="compute the averages anew, from the training images; for a run of an older version",
+        help="compute the averages anew, from the training images, for a run of an older version; "
+        "they are kept in model.safetensors, unless --step, --size or --config.… is given",
     )  # fmt: skip
     flags, overrides = parser.parse_known_args(arguments)
     workdir = cli.run_directory(flags)
@@ -69,8 +70,9 @@ def _print(found) -> None:
     if averages:
         print("averages: " + "  ".join(averages))
     if "confusion" in scores:
+        described = f"of the {scores['described']}: " if "described" in scores else ""
         print(
-            f"top-5 accuracy {scores['top5_accuracy']:.4f}  "
+            f"{described}top-5 accuracy {scores['top5_accuracy']:.4f}  "
             f"expected calibration error {scores['calibration_error']:.4f}\n"
         )
         print("how often each class (row) was taken for which (column)")

@@ -93,8 +93,14 @@ def use_batch_statistics(model: nnx.Module) -> None:
 
     `model.eval()` takes it back.
     """
-    for averages in running_averages(model):
-        averages.use_running_average = False
+    for layer in _averaging(model):
+        layer.use_running_average = False
+
+
+def _averaging(model: nnx.Module) -> list[RunningAverages | nnx.BatchNorm]:
+    """Returns the modules in a model that keep averages."""
+    kinds = RunningAverages | nnx.BatchNorm
+    return [module for _, module in nnx.iter_modules(model) if isinstance(module, kinds)]
 
 
 def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
@@ -109,7 +115,7 @@ def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
         size that it was trained with serve best.
 
     Raises:
-      ValueError: if there are no batches.
+      ValueError: if there are no batches. The averages are then what they were, as after any error.
 
     Example:
       >>> from terminator_jax.layers import LocalHyperZZW
@@ -120,20 +126,34 @@ def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3.
     """
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.BatchStat))
     model.eval()
     use_batch_statistics(model)
-    reset(model)
-    momenta = {}
-    for averages in running_averages(model):
-        momenta[averages], averages.momentum = averages.momentum, 1.0
-    apply = nnx.jit(lambda model, x: model(x))
-    number = 0
+    momenta = {layer: layer.momentum for layer in _averaging(model)}
     try:
-        for number, batch in enumerate(batches, start=1):  # noqa: B007
-            apply(model, batch)
+        reset(model)
+        for layer in momenta:
+            layer.momentum = 0.0  # keeps the last batch's alone
+        nnx.update(model, _mean_statistics(model, batches))
+    except BaseException:
+        nnx.update(model, before)
+        raise
     finally:
-        for averages, momentum in momenta.items():
-            averages.momentum = momentum
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
         model.eval()
+
+
+def _mean_statistics(model: nnx.Module, batches: Iterable[jax.Array]) -> nnx.State:
+    """Returns the means of a model's statistics over batches, without the counts of these."""
+    statistics = nnx.All(nnx.BatchStat, nnx.Not(nnx.PathContains("count")))
+    apply = nnx.jit(lambda model, x: model(x))
+    number, mean = 0, None
+    for number, batch in enumerate(batches, start=1):
+        apply(model, batch)
+        found = nnx.state(model, statistics)
+        mean = found if mean is None else mean
+        mean = jax.tree.map(lambda m, x, n=number: m + (x - m) / n, mean, found)
     if not number:
         raise ValueError("there are no batches to compute running averages from")
+    return mean

@@ -5,6 +5,7 @@ those of the parameters themselves, after a prefix: `ema_accuracy` beside `accur
 """
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from terminator_jax.training.state import TrainState
@@ -22,7 +23,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
         >>> tx = optax.chain(optax.sgd(1.0), average_parameters(0.5))
         >>> params = jax.numpy.array(3.0)
         >>> _, state = tx.update(jax.numpy.array(1.0), tx.init(params), params)
-        >>> print(averaged_parameters(state, 0.5))  # after the step, 3 - 1
+        >>> print(averaged_parameters(params, state, 0.5))  # after the step, 3 - 1
         2.0
     """
     ema = optax.ema(decay)
@@ -36,15 +37,16 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(ema.init, update)
 
 
-def averaged_parameters(opt_state: optax.OptState, decay: float) -> jax.Array:
-    """Returns the average that `average_parameters` keeps, of one update or more.
+def averaged_parameters(params: jax.Array, opt_state: optax.OptState, decay: float) -> jax.Array:
+    """Returns the average that `average_parameters` keeps; before the first update the parameters.
 
-    It is divided by the sum of its weights, so that the zeros before the first update do not count.
+    It is divided by the sum of its weights, so that the zeros that it began with do not count.
     """
     ema = optax.tree.get(opt_state, "EmaState")
-    return optax.tree.bias_correction(ema.ema, decay, ema.count)
+    average = optax.tree.bias_correction(ema.ema, decay, jnp.maximum(ema.count, 1))
+    return jnp.where(ema.count > 0, average, params)
 
 
 def with_averages(state: TrainState, decay: float) -> TrainState:
     """Returns the state with the averaged parameters in place of the parameters."""
-    return state._replace(params=averaged_parameters(state.opt_state, decay))
+    return state._replace(params=averaged_parameters(state.params, state.opt_state, decay))

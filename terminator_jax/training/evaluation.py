@@ -1,6 +1,5 @@
 """Evaluates a run at its present state, and a checkpoint."""
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from flax import nnx
 
 from terminator_jax import loading
 from terminator_jax.data import pipeline
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, one_line
 from terminator_jax.layers import running
 from terminator_jax.layers.running import is_calibrated
 from terminator_jax.training import config as configs
@@ -112,7 +111,8 @@ def evaluate_checkpoint(
         statistics: the `"running"` averages of training, or those of the `"batch"`.
         bar: whether to show how far it is.
         calibrate: whether running averages are computed anew, from the training images. The model
-            for `load_model` is then written with them.
+            for `load_model` is then written with them, unless a step, a size or overrides are
+            given.
 
     Raises:
         InputError: if there is no such run or checkpoint, or a flag is wrong.
@@ -134,11 +134,12 @@ def evaluate_checkpoint(
             f"the checkpoint of step {chosen} has no running averages: add --calibrate, which "
             "computes them from the training images, or --statistics=batch"
         )
-    missing = not (workdir / loading.FILE_NAME).exists()
-    if step is None and size is None and (missing or calibrate):
-        # A run that can only be read, or that is being trained, is evaluated all the same.
-        with contextlib.suppress(OSError, InputError), one_writer(workdir):
-            dataclasses.replace(run, config=saved).save_model(workdir, chosen)
+    if calibrate or not (workdir / loading.FILE_NAME).exists():
+        problem = "leave --step, --size and --config.… away"
+        if step is None and size is None and not overrides:
+            problem = _write_model(run, workdir, chosen)
+        if problem and calibrate:
+            print(f"warning: {loading.FILE_NAME} is not written: {problem}", file=sys.stderr)
     baselines = run.task.baselines(run.train_data, run.eval_data)
     if config.data.in_memory:
         run.eval_data = run.eval_data.load()
@@ -147,19 +148,33 @@ def evaluate_checkpoint(
     return Evaluation(chosen, scores, run.task.unit_of_evaluation, baselines, run.task.metrics)
 
 
+def _write_model(run: Run, workdir: Path, step: int) -> str:
+    """Writes the model for `load_model`; returns what is in the way, such as a trainer, or ""."""
+    try:
+        with one_writer(workdir):
+            run.save_model(workdir, step)
+    except (OSError, InputError) as error:  # a run that can only be read is evaluated all the same
+        return one_line(error)
+    return ""
+
+
 def _average(run: Run, statistics: str, bar: bool) -> Scalars:
     del bar
     return make_evaluate(run, statistics)()
 
 
 def _describe(run: Run, statistics: str, bar: bool) -> dict[str, Any]:
-    """Returns the scores of a classifier; of averaged parameters the metrics alone."""
-    logits, labels = _logits(run, run.state, statistics, bar)
-    scores = _metrics(logits, labels) | report.describe(logits, labels, run.eval_data.classes)
+    """Returns the scores of a classifier: the metrics, and the report on the model that is kept."""
+    states, kept = {"": run.state}, ""
     if run.config.ema_decay:
-        averages = with_averages(run.state, run.config.ema_decay)
-        means = _metrics(*_logits(run, averages, statistics, bar))
-        scores |= {PREFIX + name: mean for name, mean in means.items()}
+        states[PREFIX] = with_averages(run.state, run.config.ema_decay)
+        kept = PREFIX if run.task.best_metric.startswith(PREFIX) else ""
+    found = {prefix: _logits(run, state, statistics, bar) for prefix, state in states.items()}
+    scores = report.describe(*found[kept], run.eval_data.classes)
+    if run.config.ema_decay:
+        scores["described"] = "averages" if kept else "parameters"
+    for prefix, (logits, labels) in found.items():
+        scores |= {prefix + name: mean for name, mean in _metrics(logits, labels).items()}
     return scores
 
 
@@ -209,8 +224,13 @@ def _resized(run: Run, size: int) -> Run:
     model = _model(run)
     if run.config.data.sequence or not hasattr(model, "resized"):
         raise InputError("--size is for models of pictures that have a `resized`: leave it away")
-    model, changes = model.resized((size, size))
+    try:
+        model, changes = model.resized((size, size))
+    except ValueError as error:
+        raise InputError(f"--size={size}: {one_line(error)}") from error
     print(*changes, sep="\n", file=sys.stderr)
+    if run.task.best_metric.startswith(PREFIX):
+        print("the averages of the parameters are evaluated", file=sys.stderr)
     config = run.config.copy_and_resolve_references()
     config.data.resize, config.ema_decay = size, 0.0  # one choice of parameters is left
     task = dataclasses.replace(run.task, config=config, model_config=model.config)
@@ -219,6 +239,7 @@ def _resized(run: Run, size: int) -> Run:
         run,
         config=config,
         task=task,
+        train_data=task.open(config.data.train_split),
         eval_data=task.open(config.data.eval_split),
         model_def=model_def,
         state=run.state._replace(params=ravel(params), model_state=model_state),

@@ -16,7 +16,7 @@ from terminator_jax.training.checkpoint import read_config
 from terminator_jax.training.evaluation import open_checkpoint
 from terminator_jax.training.freezing import trained_parameters
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.state import new_state, split_model
+from terminator_jax.training.state import new_state, ravel, split_model
 from terminator_jax.training.tasks import MaskedTokens, make_task
 
 # What is shown in place of a hidden byte, of the end of a line, and of what cannot be printed.
@@ -47,7 +47,8 @@ def load(workdir: Path, step: int | None = None) -> tuple[MaskedTokens, nnx.Modu
     state, _ = checkpoints.restore(chosen, state, sharding)
     params = state.params
     if task.best_metric.startswith(PREFIX):
-        params = model_def.unravel(averaged_parameters(state.opt_state, config.ema_decay))
+        averages = averaged_parameters(ravel(params), state.opt_state, config.ema_decay)
+        params = model_def.unravel(averages)
     model = model_def.merge(params, state.model_state)
     model.eval()
     return task, model

@@ -49,8 +49,10 @@ class Meter:
         """
         self.steps = steps = jax.device_get(self._pending)
         seconds, timed = time.perf_counter() - self._since, len(steps) - self._excluded
-        counted = [step for step in steps if not step.get("skipped")] or steps
-        means = {name: float(np.mean([step[name] for step in counted])) for name in steps[0]}
+        counted = [step for step in steps if not step.get("skipped")]
+        means = {
+            name: float(np.mean([step[name] for step in counted or steps])) for name in steps[0]
+        }
         self._epoch.append((len(counted), timed, seconds, means))
         self._pending = []
         self.reset_timer()
@@ -58,11 +60,14 @@ class Meter:
 
     def read_epoch(self) -> Scalars:
         """Returns the same over all that was read since the last call of this function."""
-        counts, timed, seconds, means = zip(*self._epoch, strict=True)
+        _, timed, seconds, _ = zip(*self._epoch, strict=True)
+        # Parts in which every step was skipped count where there is nothing else.
+        parts = [part for part in self._epoch if part[0]] or self._epoch
+        weights = [max(count, 1) for count, *_ in parts]
         self._epoch = []
         average = {
-            name: float(np.average([part[name] for part in means], weights=counts))
-            for name in means[0]
+            name: float(np.average([means[name] for *_, means in parts], weights=weights))
+            for name in parts[0][-1]
         }
         return {**average, self._speed: sum(timed) * self._batch_size / sum(seconds)}
 

@@ -82,8 +82,8 @@ class Run:
         """Returns the parameters that `task.best_metric` scores: the last ones or their average."""
         if not self.task.best_metric.startswith(PREFIX):
             return self.named_parameters()
-        opt_state = jax.device_get(self.state.opt_state)
-        averages = averaged_parameters(opt_state, self.config.ema_decay)
+        params, opt_state = jax.device_get((self.state.params, self.state.opt_state))
+        averages = averaged_parameters(params, opt_state, self.config.ema_decay)
         return self.model_def.unravel(np.asarray(averages))
 
     def load_data(self) -> None:

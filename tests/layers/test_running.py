@@ -16,6 +16,7 @@ from terminator_jax.layers import (
     SFNEBlock,
     SlowWidths,
 )
+from terminator_jax.layers.batch_norm import batch_norm
 from terminator_jax.layers.running import (
     is_calibrated,
     running_averages,
@@ -115,8 +116,44 @@ def test_calibration_is_one_plain_average():
         expected(jnp.concatenate(xs))
         assert relative(found.pooled[...], expected.averages.pooled[...]) < 1e-6
         assert found.use_running_average and found.momentum < 1
-    with pytest.raises(ValueError, match="there are no batches"):
-        terminator_jax.calibrate(model, [])
+
+
+def _fails():
+    yield normal(5, 4, 4, 4)
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("xs", "error", "says"),
+    [
+        (list, ValueError, "there are no batches"),
+        (lambda: [normal(5, 4, 4, 4), normal(5, 4, 4, 3)], ValueError, r"\(5, 4, 4, 3\)"),
+        (_fails, OSError, "the disk is gone"),
+    ],
+)
+def test_a_calibration_that_fails_changes_nothing(xs, error, says):
+    block = make((4, 4))
+    terminator_jax.calibrate(block, batches((4, 4), 2))
+    kept = averages(block)
+    with pytest.raises(error, match=says):
+        terminator_jax.calibrate(block, xs())
+    for name, value in averages(block).items():
+        np.testing.assert_array_equal(value, kept[name])
+    assert all(found.use_running_average for found in running_averages(block))
+
+
+def test_batch_normalizations_are_calibrated_too():
+    """As in a LambdaResNet: mean and variance of all batches, and the momentum is as it was."""
+    norm = batch_norm(4, momentum=0.7, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    model, xs = nnx.Sequential(norm), np.asarray(batches((6,), 3))
+    terminator_jax.calibrate(model, xs)
+    assert relative(norm.mean[...], np.mean(xs, (0, 1, 2))) < 1e-6
+    assert relative(norm.var[...], np.mean(np.var(xs, (1, 2)), 0)) < 1e-6
+    assert norm.use_running_average and norm.momentum == 0.7
+    expected = (xs[0] - np.mean(xs[0], (0, 1))) / np.sqrt(np.var(xs[0], (0, 1)) + 1e-5)
+    assert relative(model(xs[0]), expected) > 1e-3
+    use_batch_statistics(model)
+    assert relative(model(xs[0]), expected) < 1e-5
 
 
 def test_standardizations_of_a_known_number_of_features():

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter  # noqa: F401  (its format is read below)
@@ -103,6 +104,16 @@ def test_meter_means_and_speed(monkeypatch):
     assert meter.read() == {"loss": 0.0, "images_per_second": 10.0}
     epoch = meter.read_epoch()
     assert epoch == {"loss": pytest.approx(4.0), "images_per_second": pytest.approx(20 / 3)}
+
+
+def test_skipped_steps_are_left_out_of_the_means():
+    meter = Meter(batch_size=10)
+    for loss, skipped in ((np.nan, 1), (4.0, 0), (np.nan, 1)):
+        meter.add({"loss": loss, "skipped": skipped})
+        meter.read()
+    assert meter.read_epoch()["loss"] == 4.0
+    meter.add({"loss": np.nan, "skipped": 1})
+    assert np.isnan(meter.read()["loss"]) and np.isnan(meter.read_epoch()["loss"])
 
 
 def test_weighted_means():

@@ -117,6 +117,8 @@ def test_the_average_is_of_the_parameters_after_each_update(make):
         make_train_step(run.task, run.model_def, run.tx, run.schedule), donate=False
     )
     batches, seen = run.train_batches(), []
+    new = jax.tree.leaves(run.chosen_parameters())  # an average of nothing
+    assert all(map(np.array_equal, new, jax.tree.leaves(run.named_parameters())))
     for _ in range(5):
         run.state, _ = step(run.state, run.parallel.shard_batch(next(batches)))
         seen.append(np.asarray(run.state.params))
@@ -152,6 +154,9 @@ def test_the_metric_decides_which_parameters_are_kept(make, tmp_path, metric, av
     assert {name: scores[name] for name in result.best} == pytest.approx(result.best, rel=1e-5)
     _, out, _ = run_main("evaluate", f"--workdir={tmp_path}")
     assert f"averages: accuracy {result.best['ema_accuracy']:.4f}" in out
+    described = "averages" if averaged else "parameters"
+    assert scores["described"] == described and f"of the {described}: top-5 accuracy" in out
+    assert np.trace(scores["confusion"]) / scores["count"] == pytest.approx(result.best[name])
 
 
 def test_a_metric_of_averages_needs_averages(make, tmp_path):

@@ -210,7 +210,12 @@ def test_a_run_of_an_older_version_is_calibrated(run_main, tmp_path):
         assert terminator_jax.load_model(tmp_path / "run").step == 30
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     with one_writer(tmp_path / "run"):  # as if it were being trained
-        assert run_main("evaluate", *flags, "--calibrate")[0] == 0
+        code, _, err = run_main("evaluate", *flags, "--calibrate")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "warning: model.safetensors is not written: process" in err
+    for other in ("--size=9", "--config.data.mean=(0.9,)"):
+        code, _, err = run_main("evaluate", *flags, "--calibrate", other)
+        assert code == 0 and "is not written: leave --step, --size and --config.… away" in err
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     _, out, _ = run_main("evaluate", *flags, "--calibrate")
     assert json.loads(out)["accuracy"] == pytest.approx(by_batch, abs=0.05)
