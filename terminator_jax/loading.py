@@ -45,6 +45,8 @@ class LoadedModel:
       config: the configuration of the run, as plain dicts, tuples and values.
       classes: the names of the classes, in the order of the logits; empty for texts.
       step: the training step that it was saved at.
+      shape: height, width and channels of a picture; None where the file does not say so: of texts
+        and of older versions.
     """
 
     model: nnx.Module
@@ -52,6 +54,7 @@ class LoadedModel:
     config: Mapping[str, Any]
     classes: tuple[str, ...]
     step: int
+    shape: tuple[int, int, int] | None = None
 
     def logits(self, images: np.ndarray | jax.Array) -> np.ndarray:
         """Computes the logits of images.
@@ -87,7 +90,9 @@ class LoadedModel:
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of a picture; sequences are squares, or rows if they are none.
+        """Height, width and channels of a picture.
+
+        Where the file does not say so, sequences are squares, or rows if they are none.
 
         Raises:
           ValueError: for a model that is not for images.
@@ -97,6 +102,8 @@ class LoadedModel:
             raise ValueError(
                 f"a {self.config['model']['name']} has no logits of images: call loaded.model"
             )
+        if self.shape:
+            return self.shape
         if len(shape.size) == 2:
             return (*shape.size, shape.channels)
         [length] = shape.size
@@ -134,7 +141,7 @@ class LoadedModel:
         if images.dtype not in (np.uint8, np.uint16):
             raise TypeError(f"expected images of uint8 or uint16, got {images.dtype}")
         fits = images.ndim == 4 and images.shape[1:] == wanted
-        if self.config["data"]["sequence"] and images.ndim == 4:
+        if self.config["data"]["sequence"] and not self.shape and images.ndim == 4:
             pixels = math.prod(images.shape[1:3])
             fits = (pixels, images.shape[3]) == (math.prod(wanted[:2]), wanted[2])
         if not fits:
@@ -177,7 +184,7 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
         )
     variables, metadata = _read(file)
     values = sum(array.size for array in variables.values())
-    config, model_config, classes, step = _described(file, metadata, values)
+    config, model_config, *rest = _described(file, metadata, values)
     model = _build(model_config, config, variables, file)
     model.eval()
     if not is_calibrated(model):
@@ -187,11 +194,17 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
             "in its batch: terminator_jax.calibrate(loaded.model, batches) computes them",
             stacklevel=2,
         )
-    return LoadedModel(model, model_config, config, classes, step)
+    return LoadedModel(model, model_config, config, *rest)
 
 
 def save_model(
-    path: Path, state: nnx.State, *, config: str, classes: Sequence[str], step: int
+    path: Path,
+    state: nnx.State,
+    *,
+    config: str,
+    classes: Sequence[str],
+    step: int,
+    shape: Sequence[int] | None = None,
 ) -> None:
     """Writes a model's file whole or not at all; `load_model` reads it.
 
@@ -201,8 +214,11 @@ def save_model(
       config: the configuration of the run, as JSON text.
       classes: the names of the classes, in the order of the logits.
       step: the step of training.
+      shape: height, width and channels of a picture, if it is for pictures.
     """
     metadata = {"config": config, "classes": json.dumps(list(classes)), "step": str(step)}
+    if shape:
+        metadata["shape"] = json.dumps(list(shape))
     # The format writes memory as it lies, whatever the strides.
     arrays = {name: np.asarray(x, order="C") for name, x in _by_name(state).items()}
     content = safetensors.numpy.save(arrays, metadata)
@@ -233,8 +249,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def _described(
     file: Path, metadata: Mapping[str, str], values: int
-) -> tuple[dict[str, Any], Any, tuple[str, ...], int]:
-    """Returns the configuration, that of the model, the classes and the step in a file.
+) -> tuple[dict[str, Any], Any, tuple[str, ...], int, tuple[int, int, int] | None]:
+    """Returns the configuration, that of the model, the classes, the step and the pictures' shape.
 
     Args:
       file: for messages.
@@ -249,10 +265,22 @@ def _described(
         if _largest(names["options"]) > values:
             raise ValueError(f"config.model.options are for more than its {values:,} values")
         model_config = make_config(names["name"], names["variant"], names["options"])
-        return config, model_config, tuple(map(str, classes)), int(metadata["step"])
+        shape = tuple(json.loads(metadata["shape"])) if "shape" in metadata else None
+        if shape and not _is_shape_of(shape, model_config):
+            raise ValueError(f"pictures of {shape} are not those of its model")
+        return config, model_config, tuple(map(str, classes)), int(metadata["step"]), shape
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{file} holds no model of this package: {problem}") from error
+
+
+def _is_shape_of(shape: tuple, model_config: Any) -> bool:
+    """Returns whether a model takes pictures of a shape, as maps or as sequences of pixels."""
+    *size, channels = shape
+    positions = (tuple(size), (math.prod(size),))
+    whole = all(isinstance(n, int) and n > 0 for n in shape)
+    fits = tuple(model_config.size) in positions and channels == model_config.channels
+    return len(shape) == 3 and whole and fits
 
 
 def _largest(value: Any) -> float:

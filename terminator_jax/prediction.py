@@ -32,13 +32,13 @@ def read_fitting(
     stdin = sys.stdin.buffer
     for name, image in read_named(paths, stdin, channels=shape[-1], report=report, others=others):
         try:
-            image = fitted(image, shape) if fit else resized(image, side)
-            loaded.check(image[None])
+            found = fitted(image, shape) if fit else resized(image, side)
+            loaded.check(found[None])
         except ValueError:
             hint = "" if fit else ": --fit scales and converts it"
             report(f"{name} has {_size(image.shape)}, and the model is for {_size(shape)}{hint}")
         else:
-            yield name, image
+            yield name, found
 
 
 def predict(

@@ -21,7 +21,7 @@ def tests_config(name, *fields):
     return configs.read(path, [f"--config.{field}" for field in fields])
 
 
-def write(workdir, config, change=lambda model: None, classes=DIGITS):
+def write(workdir, config, change=lambda model: None, classes=DIGITS, shape=None):
     """Writes the model of a configuration as training would; `change` sets what it learned."""
     names = config.model
     model_config = make_config(names.name, names.variant, names.options.to_dict())
@@ -34,7 +34,9 @@ def write(workdir, config, change=lambda model: None, classes=DIGITS):
         averages.count.set_value(np.float32(1))  # as after a batch
     workdir.mkdir(exist_ok=True)
     text = configs.to_json(config)
-    save_model(workdir / FILE_NAME, nnx.state(model), config=text, classes=classes, step=7)
+    save_model(
+        workdir / FILE_NAME, nnx.state(model), config=text, classes=classes, step=7, shape=shape
+    )
     return workdir
 
 

@@ -52,6 +52,7 @@ def test_it_gives_the_accuracy_of_the_evaluation(run, digits, name, capsys):
     assert loaded.config["model"]["variant"] in ("small", "digits")
     assert loaded.config["data"]["mean"] == (0.305,)
     assert loaded.classes == tuple("0123456789")
+    assert loaded.shape == loaded.picture_shape == (8, 8, 1)
     assert isinstance(loaded.model, nnx.Module)
 
 
@@ -60,7 +61,7 @@ def test_texts_have_a_model_and_no_logits_of_images(tmp_path):
         runs.write(tmp_path / "text", runs.tests_config("tiny_text"), classes=())
     )
     tokens = jnp.zeros((1, 4, 4), jnp.int32)
-    assert loaded.model(tokens).shape == (1, 4, 4, 128)
+    assert loaded.model(tokens).shape == (1, 4, 4, 128) and loaded.shape is None
     with pytest.raises(ValueError, match="a nonlinear_transformer has no logits of images"):
         loaded.logits(np.zeros((1, 4, 4, 1), np.uint8))
 
@@ -189,6 +190,8 @@ def test_what_is_no_model_of_ours_is_one_line(run, tmp_path):
         refused(good, holds, config=text)
     refused(good, holds, step="many")
     refused(good, holds, classes="7")
+    for shape in ("[8, 8]", "[4, 16, 2]", "[7, 9, 1]", "[-8, -8, 1]", '"881"', "8", "[8, [8], 1]"):
+        refused(good, holds, shape=shape)
     for options in ({"size": [10**9, 10**9]}, {"num_classes": 10**12}, {"size": "ab"}):
         model = {**config["model"], "options": options}
         refused(good, holds, config=json.dumps({**config, "model": model}))

@@ -264,3 +264,33 @@ def test_nobody_reads_the_output(run_python):
             assert ended.code == 1
         """
     )
+
+
+def test_sequences_of_pictures_that_are_no_squares(run_main, tmp_path):
+    """They are scaled as pictures: the file says which shape the sequences come from."""
+    fields = ("model.options.size=(80,)", "data.sequence=True")
+    rows, columns = 8, 10
+    model = runs.write(
+        tmp_path / "run", runs.tests_config("small", *fields), shape=(rows, columns, 1)
+    )
+    rng = np.random.default_rng(0)
+    small, large = (
+        rng.integers(256, size=(n * rows, n * columns, 1), dtype=np.uint8) for n in (1, 2)
+    )
+    files = [save(tmp_path / f"{n}.png", image) for n, image in enumerate((small, large))]
+    code, out, _ = run_main("predict", model, *files, "--fit", "--format=jsonl", "--top=10")
+    found = [json.loads(line)["classes"] for line in out.splitlines()]
+    wanted = expected(np.stack([small, fitted(large, small.shape)]), model)
+    assert code == 0
+    for classes, values in zip(found, wanted, strict=True):
+        for row in classes:
+            assert row["probability"] == pytest.approx(values[int(row["class"])], abs=1e-6)
+    with pytest.raises(ValueError, match=r"= \(8, 10, 1\), got \(1, 10, 8, 1\)"):
+        terminator_jax.load_model(model).logits(np.zeros((1, columns, rows, 1), np.uint8))
+
+
+def test_a_message_names_the_size_of_the_file(run_main, tmp_path):
+    model = runs.write_linear(tmp_path / "run", "data.resize=8")
+    file = save(tmp_path / "a.png", np.zeros((50, 100, 3), np.uint8))
+    code, _, err = run_main("predict", model, file)
+    assert code == 1 and "a.png has 50×100 pixels of 3 channels, and the model is for 8×8" in err

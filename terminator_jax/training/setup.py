@@ -157,6 +157,7 @@ class Run:
             config=configs.to_json(self.config),
             classes=self.train_data.classes,
             step=step,
+            shape=getattr(self.train_data, "shape", None),
         )
 
 
