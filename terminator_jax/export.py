@@ -1,6 +1,7 @@
 """Exports a trained model for other programs. See `--help`."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         help="of the values of the pictures, as in training (default: 8)",
     )
     flags = parser.parse_args(arguments)
-    form = flags.format or SUFFIXES.get(flags.out.suffix, "stablehlo")
+    form = flags.format or SUFFIXES.get(flags.out.suffix.lower(), "stablehlo")
     # Imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax import exporting
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     loaded, dtype = cli.load_model(flags.model), BITS[flags.bits]
     try:
         if form == "safetensors":
-            exporting.copy_safetensors(Path(flags.model).expanduser(), flags.out)
+            exporting.copy_safetensors(Path(os.path.expanduser(flags.model)), flags.out)
         else:
             write = exporting.write_onnx if form == "onnx" else exporting.write_stablehlo
             write(loaded, flags.out, dtype=dtype)

@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import json
 import logging
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,7 @@ def write_stablehlo(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
     pictures = jax.ShapeDtypeStruct((batch, *loaded.picture_shape), dtype)
     exported = export.export(jax.jit(logits_of(loaded)), platforms=PLATFORMS)(pictures)
     shape = ", ".join(map(str, loaded.picture_shape))
-    lines = LINES.replace("NAME", file.name).replace("DTYPE", dtype.name).replace("SHAPE", shape)
+    lines = LINES.replace("DTYPE", dtype.name).replace("SHAPE", shape).replace("NAME", file.name)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(README, lines)
@@ -132,11 +133,15 @@ def copy_safetensors(model: Path, file: Path) -> None:
         model: the directory of the run, or its file.
         file: the copy.
     """
-    source = model if model.suffix == ".safetensors" else model / FILE_NAME
+    source = model if model.is_file() else model / FILE_NAME
     _write(file, source.read_bytes())
 
 
 def _write(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; of a link, what it leads to."""
+    file = Path(os.path.realpath(file))
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise InputError(f"{file} is no file, and is left as it is: choose another place")
     with replacing(file) as partial:
         partial.write_bytes(content)
 

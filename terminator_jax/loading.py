@@ -176,7 +176,7 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
       ValueError: there is no trained model at runs/nothing/model.safetensors: ...
     """
     path = Path(path)
-    file = path if path.suffix == ".safetensors" else path / FILE_NAME
+    file = path if path.suffix == ".safetensors" or path.is_file() else path / FILE_NAME
     if not file.is_file():
         raise ValueError(
             f"there is no trained model at {file}: training writes it at the end of an epoch, and"

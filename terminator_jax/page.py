@@ -7,11 +7,13 @@
 What cannot be answered gets `{"error": "…"}` in words and a status of 400 or more.
 """
 
+import http
 import inspect
 import json
 import math
 import socket
 import sys
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from flax import nnx
 
 from terminator_jax.data.files import decode_picture
 from terminator_jax.data.pictures import fitted
-from terminator_jax.errors import InputError
+from terminator_jax.errors import InputError, one_line
 from terminator_jax.loading import LoadedModel
 from terminator_jax.prediction import probabilities
 from terminator_jax.serve import Served, Session
@@ -118,6 +120,8 @@ class Server(ThreadingHTTPServer):
             found = self.session.receive_data(self.session.send_data(picture[None]), SECONDS)
         except TimeoutError as error:
             raise Refused(503, "The model is busy: try again.") from error
+        except Exception as error:  # whatever the computation raised, such as a lack of memory
+            raise Refused(500, f"The model failed: {one_line(error)}") from error
         found = jax.tree.map(lambda x: x[0], found)
         values = probabilities(found["logits"])
         order = (-values).argsort(kind="stable")[:TOP]
@@ -137,9 +141,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Sends the page or what it is about."""
-        if self.path == "/":
+        path = urllib.parse.urlsplit(self.path).path
+        if path == "/":
             self._send(200, "text/html; charset=utf-8", PAGE.read_bytes())
-        elif self.path == "/about":
+        elif path == "/about":
             self._send_json(200, self.server.about())
         else:
             self._send_json(404, {"error": f"There is nothing at {self.path}."})
@@ -169,6 +174,11 @@ class Handler(BaseHTTPRequestHandler):
         for _ in range(min(length, 16 * MAX_BYTES) // 2**16 + 1):
             if not self.rfile.read1(2**16):
                 break
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answers in JSON what `http.server` refuses by itself, such as another method."""
+        self.close_connection = True
+        self._send_json(int(code), {"error": message or http.HTTPStatus(code).phrase})
 
     def _send_json(self, status: int, value: Any) -> None:
         self._send(status, "application/json", json.dumps(value).encode())

@@ -23,7 +23,8 @@ MODEL is the directory of a run, or a file model.safetensors. PATH is
     a picture (PNG or JPEG)
     a folder: all pictures and .npy files in it and below
     a pattern in quotes, such as 'pictures/**/*.png'
-    an .npy file of uint8 or uint16: one picture (height, width, channels), or several
+    an .npy file of uint8 or uint16: a picture (height, width, channels), or several, one after
+    the other along a first axis
     - for standard input: a picture, an .npy, or names of such files, one a line
 
 Pictures are resized only if the run set config.data.resize; for others there is --fit. The output

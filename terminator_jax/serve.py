@@ -84,11 +84,14 @@ class Session:
         max_delay: float = 0.002,
         dtype=np.uint8,
     ):
-        if max_batch < 1 or max_delay < 0:
-            raise ValueError(
-                f"max_batch must be 1 or more and max_delay 0 or more: {max_batch}, {max_delay}"
-            )
-        self.served = model if isinstance(model, Served) else _served(model, np.dtype(dtype))
+        if not (isinstance(max_batch, int) and max_batch > 0):
+            raise ValueError(f"max_batch is {max_batch}, and must be a whole number, 1 or more")
+        if not 0 <= max_delay <= threading.TIMEOUT_MAX:  # which NaN is not either
+            raise ValueError(f"max_delay is {max_delay}, and must be seconds, 0 or more")
+        served = model if isinstance(model, Served) else _served(model, np.dtype(dtype))
+        self.served = served._replace(shape=tuple(served.shape), dtype=np.dtype(served.dtype))
+        if jax.dtypes.canonicalize_dtype(served.dtype) != served.dtype:
+            raise ValueError(f"data of {self.served.dtype} need JAX_ENABLE_X64=1")
         self.max_batch, self.max_delay = max_batch, max_delay
         # Powers of two, so that few programs do for every number of pictures.
         self._sizes = [*(2**n for n in range((max_batch - 1).bit_length())), max_batch]
@@ -220,7 +223,7 @@ class Session:
         data = np.array(data)  # a copy, which the caller cannot change while it waits
         if data.dtype != dtype:
             raise TypeError(f"expected data of {dtype}, got {data.dtype}")
-        if data.shape[1:] != shape or len(data) == 0:
+        if data.shape[1:] != shape or data.shape[:1] in ((), (0,)):
             raise ValueError(f"expected data (n, {', '.join(map(str, shape))}), got {data.shape}")
         return data
 

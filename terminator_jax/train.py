@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         try:
             result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
         except Exception as error:
-            error.add_note(f"the log is {workdir / 'log.jsonl'}")
+            if (log := workdir / "log.jsonl").exists():
+                error.add_note(f"the log is {log}")
             raise
         asked = result.signal
         if several and not result.is_done:

@@ -122,6 +122,9 @@ def test_what_is_refused_is_refused_in_words(data, status, says, linear):
 def test_other_requests(linear):
     assert ask(linear, "GET", "/other")[0] == 404
     assert ask(linear, "POST", "/other", b"")[0] == 404
+    assert ask(linear, "GET", "/?a=1")[0] == 200
+    status, body = ask(linear, "OPTIONS", "/")[:2]
+    assert status == 501 and "OPTIONS" in json.loads(body)["error"]
     assert post(linear, iter([b"abc"]), **{"Transfer-Encoding": "chunked"})[0] == 411
     assert post(linear, b"", **{"Content-Length": "-1"})[0] == 411
     status, content = ask(linear, "GET", "/")

@@ -1,6 +1,7 @@
 """Exported files give the same logits where nothing of this package is installed."""
 
 import json
+import os
 import zipfile
 
 import jax
@@ -173,6 +174,26 @@ def test_wrong_use(run_main, linear, tmp_path):
         code, out, err = run_main("export", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and says in err
     assert not [*tmp_path.glob(".*"), *tmp_path.parent.glob(".*")]
+
+
+def test_places_that_are_no_ordinary_file(linear, run_main, tmp_path):
+    """Pipes and devices stay what they are, and of a link the file behind it is written."""
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = run_main("export", linear, tmp_path / "pipe", "--format=safetensors")
+    assert code == 2 and f"{tmp_path / 'pipe'} is no file, and is left as it is" in err
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to(tmp_path / "weights.bin")
+    code, _, _ = run_main("export", linear, tmp_path / "link", "--format=safetensors")
+    assert code == 0 and (tmp_path / "link").is_symlink()
+    assert terminator_jax.load_model(tmp_path / "weights.bin").step == 7
+
+
+def test_names_of_files(linear, run_main, tmp_path):
+    file = tmp_path / "SHAPE DTYPE.ZIP"
+    code, out, _ = run_main("export", linear, file)
+    assert code == 0 and ": stablehlo, " in out and '"SHAPE DTYPE.ZIP"' in lines_of(file)
+    code, out, _ = run_main("export", linear, tmp_path / "A.SAFETENSORS")
+    assert code == 0 and ": safetensors, " in out
 
 
 def test_a_missing_package_is_named_with_its_extra(run_python):

@@ -1,8 +1,10 @@
 """Predictions from the command line: what is read, what is printed, what is refused."""
 
+import codecs
 import csv
 import io
 import json
+import os
 import sys
 import types
 
@@ -29,7 +31,7 @@ def predict(run_main, workdir):
 
     def predict(*arguments, model=workdir):
         code, out, err = run_main("predict", model, *arguments, "--format=jsonl")
-        rows = [json.loads(line) for line in out.splitlines()]
+        rows = [json.loads(line) for line in out.split("\n") if line]
         return code, {row["picture"]: row["classes"] for row in rows}, err.splitlines()
 
     return predict
@@ -130,6 +132,58 @@ def test_arrays_that_hold_no_pictures(array, says, predict, tmp_path):
     np.save(tmp_path / "a.npy", array)
     code, rows, err = predict(tmp_path / "a.npy")
     assert (code, rows) == (1, {}) and says in err[0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1',\n",  # cut off inside of its header
+        b"\x93NUMPY\x01\x00\x50\x00"
+        + b"{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999999999999999,)}".ljust(80),
+    ],
+)
+def test_a_damaged_array_loses_no_other_picture(data, predict, stdin, tmp_path):
+    (tmp_path / "a.npy").write_bytes(data)
+    good = save(tmp_path / "b.png", IMAGES[0])
+    stdin(data)
+    code, rows, err = predict(tmp_path, "-")
+    assert code == 1 and list(rows) == [str(good)]
+    assert all("cannot be read as an array: " in line for line in err[:2]) and len(err) == 3
+
+
+def test_an_array_of_colours_is_one_picture(predict, tmp_path):
+    np.save(tmp_path / "a.npy", np.repeat(IMAGES[6], 3, -1))
+    code, rows, _ = predict(tmp_path / "a.npy", "--fit")
+    assert code == 0 and list(rows) == [str(tmp_path / "a.npy")]
+    assert rows[str(tmp_path / "a.npy")][0]["class"] == str(LABELS[6])
+
+
+def test_a_pattern_names_a_folder_and_what_is_in_it_once(predict, tmp_path):
+    files = [save(tmp_path / "d" / name, IMAGES[0]) for name in ("a.png", "sub/b.png")]
+    (tmp_path / "d" / "sub" / "c.webp").write_bytes(b"RIFF")
+    code, rows, err = predict(f"{tmp_path}/d/**")
+    assert (code, len(err)) == (1, 2) and list(rows) == [str(file) for file in files]
+    (tmp_path / "empty").mkdir()
+    code, rows, err = predict(f"{tmp_path}/emp*")
+    assert (code, rows) == (1, {}) and "emp* holds no pictures" in err[0]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+def test_lists_of_names(end, predict, stdin, tmp_path):
+    """With a byte order mark, from Windows, by `find -print0`, and of bytes that are no UTF-8."""
+    names = [str(tmp_path / name) for name in ("ä.png", "b\u2028.png", "c\udce9.png")]
+    for name, image in zip(names, IMAGES, strict=False):
+        save(tmp_path / name, image)
+    data = os.fsencode(end.join(names) + end)
+    stdin((codecs.BOM_UTF8 if end != "\0" else b"") + data)
+    code, rows, err = predict("-")
+    assert (code, err) == (0, []) and len(rows) == 3
+
+
+def test_a_home_that_there_is_not(predict):
+    code, rows, err = predict("~nobody_of_this_name/a.png")
+    assert (code, rows) == (1, {})
+    assert err[0] == "~nobody_of_this_name/a.png cannot be read: No such file or directory"
 
 
 def test_what_cannot_be_read_is_named(predict, stdin, tmp_path):

@@ -231,7 +231,11 @@ def test_wrong_use(tmp_path, workdir):
         (lambda: Session(tmp_path), ValueError, "there is no trained model at"),
         (lambda: Session(text), ValueError, "has no logits of images"),
         (lambda: Session(workdir, dtype=np.float32), TypeError, "images of uint8 or uint16"),
-        (lambda: Session(workdir, max_batch=0), ValueError, "max_batch must be 1 or more"),
+        (lambda: Session(workdir, max_batch=0), ValueError, "max_batch is 0, and must be a whole"),
+        (lambda: Session(workdir, max_batch=2.5), ValueError, "max_batch is 2.5, and must be a"),
+        (lambda: Session(workdir, max_delay=-1), ValueError, "max_delay is -1, and must be sec"),
+        (lambda: Session(workdir, max_delay=np.inf), ValueError, "max_delay is inf, and must be"),
+        (lambda: Session(workdir, max_delay=np.nan), ValueError, "max_delay is nan, and must be"),
         (lambda: Session(workdir).send_data(IMAGES), RuntimeError, "call start()"),
         (lambda: Session(workdir).receive_data(1), TypeError, "what send_data returns, got int"),
         (
@@ -243,3 +247,13 @@ def test_wrong_use(tmp_path, workdir):
         with pytest.raises(error) as raised:
             make()
         assert says in str(raised.value)
+
+
+def test_what_a_session_is_for():
+    """Data of 64 bits only where JAX has them; shapes as people write them."""
+    with pytest.raises(ValueError, match="data of int64 need JAX_ENABLE_X64=1"):
+        Session(Served(Watched(), None, shape=(2,), dtype=np.int64))
+    with Session(Served(Watched(), None, shape=[2], dtype="float32")) as session:
+        assert ask(session, rows(1)).tolist() == rows(2).tolist()
+        with pytest.raises(ValueError, match=r"expected data \(n, 2\), got \(\)"):
+            session.send_data(np.float32(1))

@@ -106,7 +106,7 @@ def open_own(
     Raises:
         InputError: if there is no such folder, file or split, or a picture cannot be read.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name.endswith(".npz"):
         return _open_npz(path, split, resize, eval_fraction, split_seed)
     return _open_folder(path, split, resize, eval_fraction, split_seed)

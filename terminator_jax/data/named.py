@@ -3,6 +3,7 @@
 They are in files, in folders, in arrays, or come by standard input.
 """
 
+import codecs
 import glob
 import io
 import os
@@ -41,7 +42,7 @@ def read_named(
             else such paths, one a line.
         stdin: standard input.
         channels: of a picture. An `.npy` of three axes holds grey pictures if this is 1 and its
-            last axis is longer, and otherwise one picture.
+            last axis is longer than 4, and otherwise one picture.
         report: called with a line on each thing that cannot be read.
         others: files in folders that are no pictures by their names are added to it.
 
@@ -65,19 +66,31 @@ def _read_stdin(stdin: BinaryIO, channels: int, report: Callable, others: list) 
     elif data.startswith(ARRAYS):
         yield from _rows(STDIN, lambda: np.lib.format.read_array(io.BytesIO(data)), channels)
     else:
-        try:
-            lines = data.decode().splitlines()
-        except UnicodeDecodeError:
-            lines = []
-        if not any(lines) or b"\0" in data:
-            raise InputError(
-                "standard input is no picture (PNG, JPEG), no .npy and no list of files"
-            )
-        for line in filter(None, lines):
+        for name in _listed(data):
             try:
-                yield from _read_path(line, channels, report, others)
+                yield from _read_path(name, channels, report, others)
             except InputError as error:
                 report(str(error))
+
+
+def _listed(data: bytes) -> list[str]:
+    """Returns the names in a list of files, one a line, or each with a zero byte after it."""
+    end = b"\0" if data.endswith(b"\0") else b"\n"
+    lines = data.removeprefix(codecs.BOM_UTF8).split(end)
+    names = [os.fsdecode(line.removesuffix(b"\r")) for line in lines]
+    names = [name for name in names if name]
+    is_text = all("\0" not in name for name in names)
+    # Names may be of other bytes than UTF-8, which other contents than names have too.
+    if not is_text or not (_is_utf8(data) or any(map(os.path.lexists, names))) or not names:
+        raise InputError("standard input is no picture (PNG, JPEG), no .npy and no list of files")
+    return names
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        return bool(data.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _read_path(name: str, channels: int, report: Callable, others: list) -> Iterator[Named]:
@@ -93,7 +106,7 @@ def _read_path(name: str, channels: int, report: Callable, others: list) -> Iter
 
 def _files(name: str, report: Callable, others: list) -> Iterator[Path]:
     """Returns the files that a path means."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         found = list(_below(path, report, others))
         if not found:
@@ -105,8 +118,18 @@ def _files(name: str, report: Callable, others: list) -> Iterator[Path]:
         found = sorted(glob.glob(str(path), recursive=True))
         if not found:
             raise InputError(f"no file is named like {name}")
+        files, walked = [], set()
         for match in map(Path, found):
-            yield from _below(match, report, others) if match.is_dir() else [match]
+            if not walked.isdisjoint(match.parents):
+                continue  # `**` names a folder, and then all that is in it
+            if match.is_dir():
+                walked.add(match)
+                files.extend(_below(match, report, others))
+            else:
+                files.append(match)
+        if not files:
+            raise InputError(f"what is named like {name} holds no pictures")
+        yield from files
 
 
 def _below(root: Path, report: Callable, others: list) -> Iterator[Path]:
@@ -133,11 +156,12 @@ def _rows(name: str | Path, load: Callable[[], np.ndarray], channels: int) -> It
     """Gives the pictures of an array one by one."""
     try:
         array = load()
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
+    except Exception as error:  # NumPy raises many kinds for a file that is not whole
         raise InputError(f"{name} cannot be read as an array: {one_line(error)}") from error
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise InputError(f"{name} must hold uint8 or uint16, and holds {array.dtype}")
-    single = array.ndim == 2 or (array.ndim == 3 and not 1 == channels < array.shape[-1])
+    several = array.ndim == 3 and channels == 1 and array.shape[-1] > 4
+    single = array.ndim in (2, 3) and not several
     batch = array[None] if single else array
     if array.ndim in (2, 3) and batch.ndim == 3:
         batch = batch[..., None]

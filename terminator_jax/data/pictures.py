@@ -84,7 +84,8 @@ LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.601
 def fitted(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Returns a picture with another size and other colours: what a model was made for.
 
-    It is stretched to the size. Transparent parts become white, colours grey and grey colours.
+    It is stretched to the size. What is transparent by a channel of its own becomes white, colours
+    become grey and grey colours.
 
     Args:
         image: uint8 or uint16, `(height, width, channels)`.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Statistics = tuple[jax.Array, ...]
@@ -85,7 +86,8 @@ def reset(model: nnx.Module) -> None:
 
 def is_calibrated(model: nnx.Module) -> bool:
     """Returns whether all running averages in a model have seen a batch."""
-    return all(bool(averages.count[...] > 0) for averages in running_averages(model))
+    # By NumPy, which also inside of jax.jit reads what is known there.
+    return all(np.asarray(a.count.get_value()) > 0 for a in running_averages(model))
 
 
 def use_batch_statistics(model: nnx.Module) -> None:

@@ -106,6 +106,10 @@ class BakedTerminator(Terminator):
 
 def bake(model: Terminator) -> BakedTerminator:
     """Makes the inference model of a Terminator; see `Terminator.bake`."""
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise ValueError(
+            "a model is baked outside of jax.jit: bake it first, and call what that gives"
+        )
     if model.config.causal:
         raise ValueError("a causal model cannot be baked: its statistics change along a sequence")
     if not is_calibrated(model):

@@ -259,7 +259,8 @@ def _local_branches(
     padding = "causal" if settings.causal else "same"
     sources = [maps[name] for name in settings.local]
     y = convolve_per_map(sources, kernels, padding=padding, correlate=True)
-    branches = y.reshape(len(kernels), -1, *y.shape[1:])
+    channels = y.shape[0] // len(kernels)
+    branches = y.reshape(len(kernels), channels, *y.shape[1:])
     y = jax.vmap(pointwise)(branches, weights.local_mixer).reshape(y.shape)
     if settings.folded:
         return gelu(y + broadcast_channels(weights.local_bias, y))

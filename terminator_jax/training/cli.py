@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib.metadata
 import inspect
+import io
 import logging
 import os
 import re
@@ -87,6 +88,8 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
     absl.logging.set_verbosity(absl.logging.FATAL)
     _silence_old_jaxlib()
     hide_background_errors()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of names that it cannot print, it prints codes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
@@ -205,7 +208,7 @@ def load_model(path: str) -> "LoadedModel":
 
     try:
         with warnings.catch_warnings(record=True, category=UserWarning) as caught:
-            loaded = loading.load_model(Path(path).expanduser())
+            loaded = loading.load_model(os.path.expanduser(path))
         _ = loaded.picture_shape
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -20,12 +20,13 @@ COLORS = {"train": "#888888", "eval": "#1f77b4", "average": "#d95f02"}
 def panels(lines: Sequence[Line]) -> dict[str, dict[str, Points]]:
     """Returns what to draw of a log: by the name of a metric and of a line, points (epoch, value).
 
-    The values of training are means over each epoch.
+    The values of training are means over the steps of each epoch.
 
     Example:
-        >>> log = [{"kind": "train", "epoch": 1, "loss": value} for value in (2.0, 1.0)]
-        >>> panels([*log, {"kind": "eval", "step": 9, "epoch": 1, "loss": 0.5, "count": 3}])
-        {'loss': {'train': [(1.0, 1.5)], 'eval': [(1, 0.5)]}}
+        >>> lines = ((3, 2.0), (4, 1.0))  # a mean of three steps and one of the fourth
+        >>> log = [{"kind": "train", "epoch": 1, "step": n, "loss": value} for n, value in lines]
+        >>> panels([*log, {"kind": "eval", "step": 4, "epoch": 1, "loss": 0.5, "count": 3}])
+        {'loss': {'train': [(1.0, 1.75)], 'eval': [(1, 0.5)]}}
     """
     found, train = evaluations(lines), _epochs(lines)
     names = [name for name in found[-1] if name not in NO_METRICS] if found else []
@@ -45,19 +46,19 @@ def panels(lines: Sequence[Line]) -> dict[str, dict[str, Points]]:
 
 
 def _epochs(lines: Sequence[Line]) -> list[Line]:
-    """Returns the means of the lines of training over each epoch."""
-    epochs: dict[int, list[Line]] = {}
+    """Returns the means of the lines of training over each epoch, weighted by their steps."""
+    epochs: dict[int, list[tuple[int, Line]]] = {}
+    before = 0
     for line in lines:
         if line["kind"] == "train":
-            epochs.setdefault(line["epoch"], []).append(line)
-    return [
-        {
-            name: statistics.fmean(line[name] for line in part)
-            for name in part[0]
-            if name != "kind" and all(name in line for line in part)
-        }
-        for part in epochs.values()
-    ]
+            steps, before = max(line["step"] - before, 1), line["step"]
+            epochs.setdefault(line["epoch"], []).append((steps, line))
+    return [_mean(*zip(*part, strict=True)) for part in epochs.values()]
+
+
+def _mean(weights: Sequence[int], lines: Sequence[Line]) -> Line:
+    shared = set.intersection(*map(set, lines)) - {"kind"}
+    return {name: statistics.fmean((line[name] for line in lines), weights) for name in shared}
 
 
 def svg(drawn: Mapping[str, Mapping[str, Points]]) -> str:

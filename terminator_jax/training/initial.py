@@ -1,5 +1,6 @@
 """The initial values of a run from another model: `config.init_from`."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def initialize(run: Run) -> str:
         InputError: if there is no such model, or its parameters do not fit.
     """
     source = run.config.init_from
-    variables, config, origin = _read(Path(source).expanduser())
+    variables, config, origin = _read(Path(os.path.expanduser(source)))
     counts = tuple(getattr(c, "num_classes", None) for c in (config, run.task.model_config))
     state = nnx.merge_state(run.named_parameters(), jax.device_get(run.state.model_state))
     new = _transfer(variables, state, counts, source)

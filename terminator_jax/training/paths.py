@@ -44,7 +44,7 @@ def experiment_file(name: str | Path) -> Path:
         >>> experiment_file("cifar10").name
         'cifar10.py'
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         return path
     if path.parent in (Path(), Path("experiments")) and path.suffix in ("", ".py"):

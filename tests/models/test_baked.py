@@ -101,6 +101,9 @@ def test_gradients_and_tables_of_it(x64):
     gradient = nnx.jit(lambda m, x: jax.grad(lambda x: jnp.sum(m(x) ** 2))(x))
     assert relative(gradient(baked, x), gradient(model, x)) < 1e-9
     assert "BakedSFNEBlock" in nnx.tabulate(baked, x)
+    assert call(baked, x[:0]).shape == call(model, x[:0]).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"outside of jax\.jit: bake it first"):
+        jax.jit(lambda x: model.bake()(x))(x)
 
 
 def test_bfloat16(unoptimized):

@@ -102,6 +102,15 @@ def test_a_bug_keeps_its_traceback(capsys):
     assert line.startswith("error: this is a bug") and "; the log is runs/a/log.jsonl\n" in line
 
 
+def test_names_that_the_terminal_cannot_show():
+    program = r"from terminator_jax.training import cli; cli.run(lambda _: print('\u65e5 \udce9'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, rb"\u65e5 \udce9" + b"\n", b"")
+
+
 @pytest.mark.parametrize(("output", "code"), [("/dev/full", 1), ("/dev/null", 0)])
 def test_output_that_cannot_be_written(output, code):
     program = "from terminator_jax.training import cli\ncli.run(lambda a: print('x' * 9) or 0)"

@@ -36,6 +36,12 @@ def test_calibration():
     assert abs(report.calibration_error(sure, np.repeat([0, 1], [50, 50])) - 0.5) < 1e-9
 
 
+def test_equal_logits_are_in_the_order_of_the_classes():
+    """So that a constant model is right as often as it says one class, and five."""
+    found = report.describe(np.zeros((10, 10)), np.arange(10), [str(n) for n in range(10)])
+    assert (found["accuracy"], found["top5_accuracy"]) == (0.1, 0.5)
+
+
 def test_table():
     logits, labels, names = case()
     found = report.describe(logits, labels, names)
