@@ -77,7 +77,8 @@ def measure(session: Session, images, expected, threads: int, requests: int) -> 
         start = time.perf_counter()
         loads = list(
             pool.map(
-                lambda n: client(session, images, expected, n, -(-requests // threads)), range(threads)
+                lambda n: client(session, images, expected, n, -(-requests // threads)),
+                range(threads),
             )
         )
         seconds = time.perf_counter() - start
