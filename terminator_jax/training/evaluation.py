@@ -179,7 +179,10 @@ def _describe(run: Run, statistics: str, bar: bool) -> dict[str, Any]:
 
 
 def _metrics(logits: np.ndarray, labels: np.ndarray) -> Scalars:
-    return {name: float(jnp.mean(metric(logits, labels))) for name, metric in METRICS.items()}
+    return {
+        name: float(np.asarray(metric(logits, labels), np.float64).mean())
+        for name, metric in METRICS.items()
+    }
 
 
 def _logits(
