@@ -21,7 +21,7 @@ from jax import export
 import terminator_jax
 from terminator_jax.atomic import replacing
 from terminator_jax.errors import InputError, one_line
-from terminator_jax.loading import FILE_NAME, LoadedModel
+from terminator_jax.loading import LoadedModel, model_file
 from terminator_jax.ops.platform import only
 
 ONNX_TOLERANCE = 1e-3  # of the largest logit
@@ -133,8 +133,7 @@ def copy_safetensors(model: Path, file: Path) -> None:
         model: the directory of the run, or its file.
         file: the copy.
     """
-    source = model if model.is_file() else model / FILE_NAME
-    _write(file, source.read_bytes())
+    _write(file, model_file(model).read_bytes())
 
 
 def _write(file: Path, content: bytes) -> None:

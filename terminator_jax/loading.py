@@ -175,8 +175,7 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
       ...
       ValueError: there is no trained model at runs/nothing/model.safetensors: ...
     """
-    path = Path(path)
-    file = path if path.suffix == ".safetensors" or path.is_file() else path / FILE_NAME
+    file = model_file(Path(path))
     if not file.is_file():
         raise ValueError(
             f"there is no trained model at {file}: training writes it at the end of an epoch, and"
@@ -184,7 +183,7 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
         )
     variables, metadata = _read(file)
     values = sum(array.size for array in variables.values())
-    config, model_config, *rest = _described(file, metadata, values)
+    config, model_config, classes, step, shape = _described(file, metadata, values)
     model = _build(model_config, config, variables, file)
     model.eval()
     if not is_calibrated(model):
@@ -194,7 +193,12 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
             "in its batch: terminator_jax.calibrate(loaded.model, batches) computes them",
             stacklevel=2,
         )
-    return LoadedModel(model, model_config, config, *rest)
+    return LoadedModel(model, model_config, config, classes, step, shape)
+
+
+def model_file(path: Path) -> Path:
+    """Returns the file of a model that is named by itself or by the directory of its run."""
+    return path if path.suffix == ".safetensors" or path.is_file() else path / FILE_NAME
 
 
 def save_model(

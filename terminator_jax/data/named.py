@@ -79,18 +79,19 @@ def _listed(data: bytes) -> list[str]:
     lines = data.removeprefix(codecs.BOM_UTF8).split(end)
     names = [os.fsdecode(line.removesuffix(b"\r")) for line in lines]
     names = [name for name in names if name]
-    is_text = all("\0" not in name for name in names)
+    is_binary = any("\0" in name for name in names)
     # Names may be of other bytes than UTF-8, which other contents than names have too.
-    if not is_text or not (_is_utf8(data) or any(map(os.path.lexists, names))) or not names:
+    if not names or is_binary or not (_is_utf8(data) or any(map(os.path.lexists, names))):
         raise InputError("standard input is no picture (PNG, JPEG), no .npy and no list of files")
     return names
 
 
 def _is_utf8(data: bytes) -> bool:
     try:
-        return bool(data.decode())
+        data.decode()
     except UnicodeDecodeError:
         return False
+    return True
 
 
 def _read_path(name: str, channels: int, report: Callable, others: list) -> Iterator[Named]:

@@ -38,6 +38,6 @@ def preprocess(
     mean, std = (jnp.asarray(x, dtype)[None, None, None] for x in (mean, std))
     x = (images.astype(dtype) / jnp.iinfo(images.dtype).max - mean) / std
     if sequence:
-        _, height, width, channels = x.shape
-        x = x.reshape(x.shape[0], height * width, channels)  # len() takes no batch of unknown size
+        batch, height, width, channels = x.shape
+        x = x.reshape(batch, height * width, channels)
     return x[:, np.array(permutation)] if permutation else x

@@ -2,11 +2,21 @@
 
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from terminator_jax.training.metrics import Metrics, Scalars
+
+
+class _Part(NamedTuple):
+    """What one `read` found: the steps of its means and of its seconds, these, and the means."""
+
+    counted: int
+    timed: int
+    seconds: float
+    means: Scalars
 
 
 class Meter:
@@ -30,7 +40,7 @@ class Meter:
     def __init__(self, batch_size: int, unit: str = "images"):
         self._batch_size, self._speed = batch_size, f"{unit}_per_second"
         self._pending: list[Metrics] = []
-        self._epoch: list[tuple[int, int, float, Scalars]] = []
+        self._epoch: list[_Part] = []
         self.steps: list[Scalars] = []
         self.reset_timer()
 
@@ -53,23 +63,23 @@ class Meter:
         means = {
             name: float(np.mean([step[name] for step in counted or steps])) for name in steps[0]
         }
-        self._epoch.append((len(counted), timed, seconds, means))
+        self._epoch.append(_Part(len(counted), timed, seconds, means))
         self._pending = []
         self.reset_timer()
         return {**means, self._speed: timed * self._batch_size / seconds}
 
     def read_epoch(self) -> Scalars:
         """Returns the same over all that was read since the last call of this function."""
-        _, timed, seconds, _ = zip(*self._epoch, strict=True)
+        every, self._epoch = self._epoch, []
         # Parts in which every step was skipped count where there is nothing else.
-        parts = [part for part in self._epoch if part[0]] or self._epoch
-        weights = [max(count, 1) for count, *_ in parts]
-        self._epoch = []
+        parts = [part for part in every if part.counted] or every
+        weights = [max(part.counted, 1) for part in parts]
         average = {
-            name: float(np.average([means[name] for *_, means in parts], weights=weights))
-            for name in parts[0][-1]
+            name: float(np.average([part.means[name] for part in parts], weights=weights))
+            for name in parts[0].means
         }
-        return {**average, self._speed: sum(timed) * self._batch_size / sum(seconds)}
+        timed, seconds = sum(part.timed for part in every), sum(part.seconds for part in every)
+        return {**average, self._speed: timed * self._batch_size / seconds}
 
 
 def weighted_means(sums: Iterable[Metrics]) -> Scalars:
