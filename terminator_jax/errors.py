@@ -1,6 +1,8 @@
 """The errors that the commands print in one line, without a traceback."""
 
 import errno
+import functools
+import sys
 
 # What the system says when there is no more room.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -56,3 +58,9 @@ def cannot_write(path: object, error: OSError, hint: str = "choose another place
     if error.errno in FULL:
         return DiskFull(f"{path} cannot be written: the disk is full: make room, or {hint}")
     return InputError(f"{path} cannot be written: {error.strerror or error}: {hint}")
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """Prints a warning on stderr, each once in a process."""
+    print(f"warning: {line}", file=sys.stderr)

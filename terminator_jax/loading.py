@@ -27,6 +27,7 @@ import safetensors.numpy
 from flax import nnx
 
 from terminator_jax.atomic import replacing
+from terminator_jax.classes import match
 from terminator_jax.errors import one_line
 from terminator_jax.layers.running import is_calibrated, use_batch_statistics
 from terminator_jax.models import MODELS, make_config, preprocess
@@ -109,6 +110,17 @@ class LoadedModel:
         [length] = shape.size
         side = math.isqrt(length)
         return (side, side, shape.channels) if side**2 == length else (1, length, shape.channels)
+
+    def class_numbers(self, names: Sequence[str]) -> np.ndarray:
+        """Returns the numbers that classes have in the logits, by their names.
+
+        Args:
+          names: those of other data, in the order of its labels.
+
+        Raises:
+          ValueError: if the model lacks one of them.
+        """
+        return match(names, self.classes)
 
     def baked(self) -> "LoadedModel":
         """Returns this with its model baked, for faster inference, or itself if it cannot be.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from terminator_jax.data.named import Named, read_named
-from terminator_jax.data.pictures import fitted, resized
+from terminator_jax.data.pictures import converted, fitted, resized
 from terminator_jax.loading import LoadedModel
 
 
@@ -28,11 +28,14 @@ def read_fitting(
         report: called with a line on each picture that cannot be read or does not fit.
         others: files that are no pictures by their names are added to it.
     """
-    shape, side = loaded.picture_shape, loaded.config["data"]["resize"]
+    shape, data = loaded.picture_shape, loaded.config["data"]
+    channels = shape[-1] if data.get("channels") else 0  # converted in training too
     stdin = sys.stdin.buffer
     for name, image in read_named(paths, stdin, channels=shape[-1], report=report, others=others):
         try:
-            found = fitted(image, shape) if fit else resized(image, side)
+            if channels:
+                image = converted(image, channels)
+            found = fitted(image, shape) if fit else resized(image, data["resize"])
             loaded.check(found[None])
         except ValueError:
             hint = "" if fit else ": --fit scales and converts it"

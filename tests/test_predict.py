@@ -200,12 +200,12 @@ def test_what_cannot_be_read_is_named(predict, stdin, tmp_path):
         f"no file is named like {tmp_path}/*.bmp",
         "empty holds no pictures",
         "a.npy cannot be read as an array: ",
-        "standard input is no picture (PNG, JPEG), no .npy and no list of files",
-        "a.webp cannot be read: convert it to .png",
+        "standard input is no picture, no .npy and no list of files",
         "a.npy cannot be read as an array: ",
+        "a.webp cannot be read: it is no whole picture",
         "7 could not be predicted",
     ]
-    assert all(says in line for says, line in zip(wanted, err, strict=True))
+    assert not [pair for pair in zip(wanted, err, strict=True) if pair[0] not in pair[1]]
 
 
 def test_a_link_that_leads_back(predict, tmp_path):
@@ -247,7 +247,7 @@ def test_fitted():
     deep = np.array([[[65535, 0, 0], [0, 0, 65535]]], np.uint16)
     assert fitted(deep, (1, 2, 1)).tolist() == [[[19595], [7471]]]
     assert fitted(deep, (3, 1, 3)).tolist() == [[[32768, 0, 32768]]] * 3
-    with pytest.raises(ValueError, match="2 channels, and the model is for 5"):
+    with pytest.raises(ValueError, match="2 channels cannot become 5"):
         fitted(grey, (1, 2, 5))
 
 

@@ -22,6 +22,7 @@ class Examples(Protocol):
     Attributes:
         name: what they are, for messages.
         classes: the names of the classes; empty if they have none.
+        checksum: of the whole data set, for own pictures; "" for one that has a name of its own.
     """
 
     @property
@@ -29,6 +30,9 @@ class Examples(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def checksum(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -58,3 +62,7 @@ class LabelledPictures(Examples, Protocol):
 
     @property
     def num_classes(self) -> int: ...
+
+    def with_classes(self, numbers: np.ndarray, classes: tuple[str, ...]) -> "LabelledPictures":
+        """Returns the pictures with other classes, of which `numbers` has those of the labels."""
+        ...

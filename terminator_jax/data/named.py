@@ -13,15 +13,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from terminator_jax.data.files import OTHERS, SUFFIXES, decode_picture, read_picture
+from terminator_jax.data.files import decode_picture, is_named_as_picture, is_picture, read_picture, walk
 from terminator_jax.errors import InputError, one_line
 
 Named = tuple[str, np.ndarray]
 
 ARRAY = ".npy"
 STDIN = "-"
-# What the content of a file begins with.
-PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+# What an array's file begins with.
 ARRAYS = b"\x93NUMPY"
 ARRAY_SHAPES = "(height, width, channels) or (pictures, height, width, channels)"
 
@@ -61,10 +60,10 @@ def read_named(
 
 def _read_stdin(stdin: BinaryIO, channels: int, report: Callable, others: list) -> Iterator[Named]:
     data = stdin.read()
-    if data.startswith(PICTURES):
-        yield STDIN, decode_picture(data, "standard input")
-    elif data.startswith(ARRAYS):
+    if data.startswith(ARRAYS):
         yield from _rows(STDIN, lambda: np.lib.format.read_array(io.BytesIO(data)), channels)
+    elif is_picture(io.BytesIO(data)):
+        yield STDIN, decode_picture(data, "standard input")
     else:
         for name in _listed(data):
             try:
@@ -82,7 +81,7 @@ def _listed(data: bytes) -> list[str]:
     is_binary = any("\0" in name for name in names)
     # Names may be of other bytes than UTF-8, which other contents than names have too.
     if not names or is_binary or not (_is_utf8(data) or any(map(os.path.lexists, names))):
-        raise InputError("standard input is no picture (PNG, JPEG), no .npy and no list of files")
+        raise InputError("standard input is no picture, no .npy and no list of files")
     return names
 
 
@@ -134,23 +133,22 @@ def _files(name: str, report: Callable, others: list) -> Iterator[Path]:
 
 
 def _below(root: Path, report: Callable, others: list) -> Iterator[Path]:
-    """Lists the pictures and arrays below a folder in the order of their names, no hidden ones."""
-    seen = set()
+    """Lists the pictures and arrays below a folder, each folder in the order of its names."""
     refuse = lambda error: report(f"{error.filename} cannot be read: {error.strerror}")  # noqa: E731
-    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        seen.add(os.path.realpath(folder))  # a link can lead back to where it lies
-        folders[:] = sorted(
-            name for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
-        )  # fmt: skip
-        for file in sorted(name for name in files if not name.startswith(".")):
-            path = Path(folder) / file
-            if path.suffix.lower() in (*SUFFIXES, ARRAY):
+    for folder, files in walk(root, refuse):
+        for path in (folder / file for file in files):
+            if path.suffix.lower() == ARRAY or is_named_as_picture(path) or _is_picture(path):
                 yield path
-            elif path.suffix.lower() in OTHERS:
-                report(f"{path} cannot be read: convert it to .png")
             else:
                 others.append(str(path))
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_picture(file)
+    except OSError:
+        return True  # what is wrong is said when it is read
 
 
 def _rows(name: str | Path, load: Callable[[], np.ndarray], channels: int) -> Iterator[Named]:

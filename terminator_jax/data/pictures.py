@@ -20,6 +20,7 @@ class Pictures:
         name: what they are, for messages.
         num_classes: labels are in `[0, num_classes)`.
         classes: the names of the classes; empty if they have none.
+        checksum: of the data set that they are a part of; "" for one that has a name of its own.
     """
 
     image: np.ndarray
@@ -27,6 +28,7 @@ class Pictures:
     name: str
     num_classes: int
     classes: tuple[str, ...] = ()
+    checksum: str = ""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -49,6 +51,11 @@ class Pictures:
         """Returns itself, being in memory already."""
         return self
 
+    def with_classes(self, numbers: np.ndarray, classes: tuple[str, ...]) -> "Pictures":
+        """Returns the pictures with other classes, of which `numbers` has those of the labels."""
+        label = numbers[self.label].astype(np.int32)
+        return dataclasses.replace(self, label=label, classes=classes, num_classes=len(classes))
+
 
 def load(stored: LabelledPictures) -> Pictures:
     """Reads every picture into memory."""
@@ -58,7 +65,7 @@ def load(stored: LabelledPictures) -> Pictures:
         rows = slice(start, min(start + CHUNK, len(stored)))
         batch = stored.read(np.arange(rows.start, rows.stop))
         image[rows], label[rows] = batch["image"], batch["label"]
-    return Pictures(image, label, stored.name, stored.num_classes, stored.classes)
+    return Pictures(image, label, stored.name, stored.num_classes, stored.classes, stored.checksum)
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:
@@ -81,41 +88,55 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.601
 
 
-def fitted(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Returns a picture with another size and other colours: what a model was made for.
+def converted(image: np.ndarray, channels: int) -> np.ndarray:
+    """Returns pictures with other channels: grey (1), red, green and blue (3), or these and alpha.
 
-    It is stretched to the size. What is transparent by a channel of its own becomes white, colours
-    become grey and grey colours.
+    A picture of two or four channels has alpha as its last: without it, what is transparent becomes
+    white. What has the wanted number of channels stays as it is.
+
+    Args:
+        image: uint8 or uint16, `(…, channels)`.
+        channels: of the result: 1, 3 or 4.
+
+    Raises:
+        ValueError: if either has another number of channels.
+
+    Example:
+        >>> converted(np.array([[[255, 0, 0, 255]]], np.uint8), 1).tolist()
+        [[[76]]]
+    """
+    have = image.shape[-1]
+    if have == channels:
+        return image
+    if have not in (1, 2, 3, 4) or channels not in (1, 3, 4):
+        raise ValueError(f"{have} channels cannot become {channels}")
+    values, white = image.astype(np.float64), np.iinfo(image.dtype).max
+    alpha = values[..., -1:] if have in (2, 4) else np.full_like(values[..., :1], white)
+    values = values[..., : 1 if have < 3 else 3]
+    if channels == 4:
+        values = np.concatenate([np.broadcast_to(values, (*values.shape[:-1], 3)), alpha], -1)
+    else:
+        values = values * (alpha / white) + white - alpha
+        values = values @ LUMA[:, None] if channels < values.shape[-1] else values
+    return np.rint(np.broadcast_to(values, (*values.shape[:-1], channels))).astype(image.dtype)
+
+
+def fitted(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns a picture stretched to another size, with other channels: see `converted`.
 
     Args:
         image: uint8 or uint16, `(height, width, channels)`.
         shape: height, width and channels of the result.
 
     Raises:
-        ValueError: if the channels are neither the same nor of a grey or a coloured picture.
+        ValueError: if the channels cannot be converted.
 
     Example:
         >>> red = np.array([[[255, 0, 0, 255]]], np.uint8)
         >>> fitted(red, (2, 2, 1))[..., 0].tolist()
         [[76, 76], [76, 76]]
     """
-    have, wanted = image.shape[-1], shape[-1]
-    if have != wanted:
-        if have not in (1, 2, 3, 4) or wanted not in (1, 3):
-            raise ValueError(f"it has {have} channels, and the model is for {wanted}")
-        image = _coloured(image, wanted)
-    return _scaled(image, shape[:2])
-
-
-def _coloured(image: np.ndarray, channels: int) -> np.ndarray:
-    """Turns grey or colours, with alpha or without, to grey (1 channel) or colours (3)."""
-    values, white = image.astype(np.float64), np.iinfo(image.dtype).max
-    if image.shape[-1] in (2, 4):
-        alpha = values[..., -1:] / white
-        values = values[..., :-1] * alpha + white * (1 - alpha)
-    if values.shape[-1] > channels:
-        values = (values @ LUMA)[..., None]
-    return np.rint(np.repeat(values, channels // values.shape[-1], -1)).astype(image.dtype)
+    return _scaled(converted(image, shape[-1]), shape[:2])
 
 
 def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,15 +8,15 @@ pictures = split.load()  # the same pictures in memory, with the same `read`
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from terminator_jax.data import digits, folder
+from terminator_jax.data import digits, own
 from terminator_jax.data.download import download as download_builder
 from terminator_jax.data.examples import Batch, LabelledPictures
-from terminator_jax.data.pictures import Pictures, load, resized
+from terminator_jax.data.pictures import Pictures, converted, load, resized
 from terminator_jax.errors import InputError, one_line
 
 BUNDLED: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {"digits": digits.open_builder}
@@ -54,18 +54,26 @@ class Split:
         classes: the names of the classes.
         dtype: uint8 or uint16.
         resize: side that pictures are scaled to when they are read, 0 for none.
+        numbers: the class of each label that is stored.
     """
 
     source: Any
     name: str
     shape: tuple[int, ...]
-    num_classes: int
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...]
+    numbers: np.ndarray
     dtype: np.typing.DTypeLike = np.uint8
     resize: int = 0
 
+    checksum: ClassVar[str] = ""  # it has a name and a version
+
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are in `[0, num_classes)`."""
+        return len(self.classes)
 
     def read(self, indices: np.ndarray) -> Batch:
         """Reads the pictures at `indices`, `(n,)`: `image` `(n, *shape)` and `label` `(n,)`.
@@ -76,21 +84,24 @@ class Split:
             InputError: if a label is out of range, as those of unlabelled splits are.
         """
         examples = self.source.__getitems__([int(i) for i in indices])
-        batch = {
-            "image": np.stack([resized(example["image"], self.resize) for example in examples]),
-            "label": np.array([example["label"] for example in examples], np.int32),
-        }
-        low, high = batch["label"].min(), batch["label"].max()
-        if low < 0 or high >= self.num_classes:
+        pictures = [converted(example["image"], self.shape[-1]) for example in examples]
+        label = np.array([example["label"] for example in examples], np.int32)
+        low, high = label.min(), label.max()
+        if low < 0 or high >= len(self.numbers):
             raise InputError(
                 f"{self.name} has a label {low if low < 0 else high}, and labels must be from 0 to "
-                f"{self.num_classes - 1}: choose a split with labels"
+                f"{len(self.numbers) - 1}: choose a split with labels"
             )
-        return batch
+        images = [resized(picture, self.resize) for picture in pictures]
+        return {"image": np.stack(images), "label": self.numbers[label].astype(np.int32)}
 
     def load(self) -> Pictures:
         """Reads every picture into memory."""
         return load(self)
+
+    def with_classes(self, numbers: np.ndarray, classes: tuple[str, ...]) -> "Split":
+        """Returns the pictures with other classes, of which `numbers` has those of the labels."""
+        return dataclasses.replace(self, numbers=numbers[self.numbers], classes=classes)
 
 
 def open_split(
@@ -100,21 +111,22 @@ def open_split(
     data_dir: str = "",
     download: bool = False,
     resize: int = 0,
-    eval_fraction: float = 0.1,
-    split_seed: int = 0,
+    channels: int = 0,
+    **held_out: Any,
 ) -> LabelledPictures:
     """Opens one split of an image data set; reads no picture yet, but those of an `.npz`.
 
     Args:
         dataset: a name that TFDS knows, with or without version, or `"digits"`, which is bundled,
-            or the path of a folder of pictures or of an `.npz`: see `folder`.
+            or the path of a folder of pictures or of an `.npz`: see `own`.
         split: `"train"`, `"test[:1000]"` and the like.
         data_dir: where TFDS keeps its data sets; by default `$TFDS_DATA_DIR` or
             `~/tensorflow_datasets`. The bundled ones have a place of their own.
         download: lets TFDS download and prepare what is not prepared.
         resize: scales every picture to that many pixels per side; 0 leaves them.
-        eval_fraction: the part of own pictures without split that is their split `test`.
-        split_seed: decides which pictures these are.
+        channels: of every picture: 1, 3 or 4, which converts others; -1 for what most have; 0
+            leaves them.
+        held_out: what `own.open_own` takes besides.
 
     Raises:
         InputError: if the data set is unknown, not prepared or not of labelled pictures of one
@@ -125,11 +137,10 @@ def open_split(
         >>> len(split), split.shape, split.num_classes
         (360, (8, 8, 1), 10)
     """
-    if dataset not in BUNDLED and folder.is_own(dataset):
-        return folder.open_own(
-            dataset, split, resize=resize, eval_fraction=eval_fraction, split_seed=split_seed
-        )
-    return _open(open_builder(dataset, data_dir=data_dir, download=download), split, resize)
+    if dataset not in BUNDLED and own.is_own(dataset):
+        return own.open_own(dataset, split, resize=resize, channels=channels, **held_out)
+    builder = open_builder(dataset, data_dir=data_dir, download=download)
+    return _open(builder, split, resize, channels)
 
 
 def open_builder(
@@ -182,7 +193,7 @@ def _not_prepared(builder: tfds.core.DatasetBuilder) -> str:
     )
 
 
-def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int) -> Split:
+def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int, channels: int) -> Split:
     name = f"{builder.name} {split}"
     features = dict(builder.info.features)
     image, label = features.get("image"), features.get("label")
@@ -199,12 +210,15 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, resize: int) -> Split:
             f"the pictures of {builder.name} are {dtype}, and must have 8 or 16 bits a channel"
         )
     source = random_access(builder, split)
-    shape = (resize, resize, image.shape[-1]) if resize else tuple(image.shape)
+    size = (resize, resize) if resize else tuple(image.shape[:2])
+    shape = (*size, max(channels, 0) or image.shape[-1])
     if None in shape:
+        field = "channels" if shape[-1] is None else "resize"
         raise InputError(
-            f"the pictures of {builder.name} have different sizes: set --config.data.resize"
+            f"the pictures of {builder.name} differ in size or channels: set --config.data.{field}"
         )
-    return Split(source, name, shape, label.num_classes, tuple(label.names), dtype, resize)
+    classes, numbers = tuple(label.names), np.arange(label.num_classes)
+    return Split(source, name, shape, classes, numbers, dtype, resize)
 
 
 def random_access(builder: tfds.core.DatasetBuilder, split: str) -> Any:

@@ -10,6 +10,7 @@ For training, a grid may start at any byte.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import grain
 import numpy as np
@@ -43,6 +44,8 @@ class Text:
     data: np.ndarray
     name: str
     grid: tuple[int, int]
+
+    checksum: ClassVar[str] = ""  # it has a name and a version
 
     def __len__(self) -> int:
         return len(self.data) // self.bytes_per_grid

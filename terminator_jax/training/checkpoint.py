@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from terminator_jax.errors import InputError, cannot_write, is_full, one_line
 from terminator_jax.training import config as configs
-from terminator_jax.training import integrity
+from terminator_jax.training import integrity, provenance
 from terminator_jax.training.history import quality
 from terminator_jax.training.lock import one_writer
 from terminator_jax.training.paths import replace_text
@@ -294,11 +294,18 @@ def _damage(workdir: Path) -> tuple[int, str]:
     return step, integrity.problem(workdir.resolve() / "checkpoints", step)
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
+def check_workdir(
+    workdir: Path, config: ConfigDict, known: provenance.Provenance | None = None
+) -> ConfigDict | None:
     """Checks that a run with this configuration can go on in `workdir`; writes nothing.
 
     A `config.json` that is missing or broken is said on stderr and taken for `config`; a checkpoint
     that does not fit it is refused when it is read.
+
+    Args:
+        workdir: the directory of the run.
+        config: the configuration.
+        known: what is known of the run's data, which may lie elsewhere now.
 
     Returns:
         The configuration of the checkpoints that are there; None if there are none.
@@ -314,6 +321,8 @@ def check_workdir(workdir: Path, config: ConfigDict) -> ConfigDict | None:
         print(f"warning: {error}: it is written again as --config says", file=sys.stderr)
         return config
     differing = configs.differences(saved, config)
+    if provenance.is_same(saved, config, known):
+        differing.pop("data.name", None)
     if differing:
         listed = ", ".join(f"{path} ({values})" for path, values in differing.items())
         raise InputError(

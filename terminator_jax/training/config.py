@@ -15,6 +15,7 @@ changes what it needs:
 import dataclasses
 import difflib
 import json
+import os
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,8 +94,11 @@ def default_config() -> ConfigDict:
                 download=True,  # what is not prepared yet
                 in_memory=True,  # decodes all images at the start
                 resize=0,  # pixels per side; 0 keeps the size
+                channels=0,  # 1, 3 or 4 converts all images; -1 to what most have; 0 keeps them
+                match_classes="name",  # of data with those of a trained model; or "number"
                 eval_fraction=0.1,  # of own images without splits, the part for `test`
                 split_seed=0,  # decides which images these are
+                stratify=True,  # takes this part of each class
                 mean=(0.5,),  # per channel, of pixels in [0, 1]
                 std=(0.25,),
                 padding=0,  # pixels by which the random crop may shift; 0 for no crop
@@ -301,6 +305,8 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> dict[str, str]:
         {'batch_size': '64 there, 32 now'}
     """
     old, new = dict(flatten(saved)), dict(flatten(wanted))
+    if old["init_from"] and new["init_from"]:  # two spellings of one path are the same
+        old, new = ({**c, "init_from": os.path.realpath(c["init_from"])} for c in (old, new))
     return {
         path: f"{short(old.get(path))} there, {short(new.get(path))} now"
         for path in sorted((old | new).keys() - RESUMABLE_FIELDS)

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from flax import nnx
+from ml_collections import ConfigDict
 
 from terminator_jax import loading
-from terminator_jax.data import pipeline
+from terminator_jax.data import own, pipeline
 from terminator_jax.errors import InputError, one_line
 from terminator_jax.layers import running
 from terminator_jax.layers.running import is_calibrated
 from terminator_jax.training import config as configs
-from terminator_jax.training import integrity, report
+from terminator_jax.training import integrity, provenance, report
 from terminator_jax.training.averages import PREFIX, with_averages
 from terminator_jax.training.checkpoint import Checkpoints, read_config
 from terminator_jax.training.lock import one_writer
@@ -119,11 +120,13 @@ def evaluate_checkpoint(
     """
     saved = read_config(workdir)
     config = configs.override(saved.copy_and_resolve_references(), overrides)
+    known = provenance.read(workdir)
     for path, values in configs.differences(saved, config).items():
         if path.partition(".")[0] in CHECKPOINT_FIELDS:
             raise InputError(f"the checkpoints were made with another config.{path} ({values})")
     checkpoints, chosen = open_checkpoint(workdir, step, make_task(config))
-    run = make_run(config)
+    config = _evaluated(provenance.as_trained(config, saved, known), saved, known)
+    run = make_run(config, classes=known.classes if known else (), train=False)
     run.restore(checkpoints, chosen)
     if size is not None:
         run = _resized(run, size)
@@ -140,12 +143,26 @@ def evaluate_checkpoint(
             problem = _write_model(run, workdir, chosen)
         if problem and calibrate:
             print(f"warning: {loading.FILE_NAME} is not written: {problem}", file=sys.stderr)
-    baselines = run.task.baselines(run.train_data, run.eval_data)
+    baselines = run.task.baselines(run.eval_data)
     if config.data.in_memory:
         run.eval_data = run.eval_data.load()
     describe = _describe if run.task.classifies else _average
     scores = describe(run, statistics, bar)
     return Evaluation(chosen, scores, run.task.unit_of_evaluation, baselines, run.task.metrics)
+
+
+def _evaluated(
+    config: ConfigDict, saved: ConfigDict, known: provenance.Provenance | None
+) -> ConfigDict:
+    """Returns the configuration with all of other own pictures as the split `test`.
+
+    Of those that the run was trained with it is only the part that was held out.
+    """
+    chosen = [(c.data.eval_split, c.data.eval_fraction) for c in (saved, config)]
+    is_other = own.is_own(config.data.name) and not provenance.is_same(saved, config, known)
+    if is_other and chosen[0] == chosen[1]:
+        config.data.eval_fraction = 1.0
+    return config
 
 
 def _write_model(run: Run, workdir: Path, step: int) -> str:
@@ -210,7 +227,7 @@ def _calibrate(run: Run) -> None:
     """Replaces the model's running averages by those of the training images, not augmented."""
     if not run.task.classifies:
         raise InputError("--calibrate is for models of images: leave it away")
-    data, size = run.train_data, run.config.batch_size
+    data, size = run.task.open(run.config.data.train_split), run.config.batch_size
     rows = np.random.default_rng(run.config.seed).permutation(len(data))
     steps = range(min(len(data) // size, CALIBRATION_BATCHES))
     batches = (data.read(np.sort(rows[n * size : (n + 1) * size])) for n in steps)
@@ -242,8 +259,7 @@ def _resized(run: Run, size: int) -> Run:
         run,
         config=config,
         task=task,
-        train_data=task.open(config.data.train_split),
-        eval_data=task.open(config.data.eval_split),
+        eval_data=task.open(config.data.eval_split, run.eval_data.classes),
         model_def=model_def,
         state=run.state._replace(params=ravel(params), model_state=model_state),
     )

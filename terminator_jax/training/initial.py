@@ -1,26 +1,31 @@
 """The initial values of a run from another model: `config.init_from`."""
 
+import dataclasses
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import safetensors
 from flax import nnx
 
 from terminator_jax import convert, loading
+from terminator_jax.classes import listed, match
 from terminator_jax.errors import InputError, one_line
 from terminator_jax.training.setup import Run
 from terminator_jax.training.state import new_state
+from terminator_jax.training.tasks import Task
 
 
 def initialize(run: Run) -> str:
     """Gives a run the variables of the model that `config.init_from` names.
 
-    The parameters that depend on the number of classes stay as they are where that differs.
-    Variables that are no parameters, such as running averages, are taken where both models have
-    them.
+    Classes are matched by their names: the parameters of the head are taken for those that the
+    other model has too, in whatever order. They stay as they are if it lacks one. Variables that
+    are no parameters, such as running averages, are taken where both models have them.
 
     Returns:
         A line that says what was taken.
@@ -29,20 +34,55 @@ def initialize(run: Run) -> str:
         InputError: if there is no such model, or its parameters do not fit.
     """
     source = run.config.init_from
-    variables, config, origin = _read(Path(os.path.expanduser(source)))
-    counts = tuple(getattr(c, "num_classes", None) for c in (config, run.task.model_config))
+    variables, classes, config, origin = _read(Path(os.path.expanduser(source)))
     state = nnx.merge_state(run.named_parameters(), jax.device_get(run.state.model_state))
-    new = _transfer(variables, state, counts, source)
+    there, here = (getattr(c, "num_classes", None) for c in (config, run.task.model_config))
+    columns = _columns(run, classes, there, here)
+    same = columns == list(range(there or 0))
+    new = _transfer(variables, state, {} if same else _head(run.task), columns, source)
     params, model_state = nnx.split_state(state, run.model_def.trained, ...)
     fresh = new_state(jax.device_get(params), model_state, run.tx, run.config.seed)
     run.state = run.parallel.replicate(fresh)
-    there, here = counts
-    head = f"; a new head ({', '.join(new)}): {there} classes there, {here} here" if new else ""
-    return f"initial values from {origin}{head}"
+    if new:
+        names = ", ".join(new)
+        others = f"{there} classes there, {here} here"
+        if there == here:
+            others = f"{listed(classes)} there, {listed(run.eval_data.classes)} here"
+        return f"initial values from {origin}; a new head ({names}): {others}"
+    return f"initial values from {origin}"
 
 
-def _read(path: Path) -> tuple[nnx.State, Any, str]:
-    """Returns the variables of a model, its configuration, and what to call it."""
+def _columns(
+    run: Run, classes: Sequence[str], there: int | None, here: int | None
+) -> list[int] | None:
+    """Returns the numbers that the classes of a run have in another model.
+
+    None if it lacks one, or has no names and another number of classes.
+    """
+    by_number = run.config.data.match_classes == "number" or not classes
+    if by_number or here is None:
+        return list(range(here or 0)) if there == here else None
+    try:
+        return match(run.eval_data.classes, classes).tolist()
+    except ValueError:
+        return None
+
+
+def _head(task: Task) -> dict[tuple, int]:
+    """Returns the paths of the parameters that depend on the number of classes, with their axes."""
+    more = dataclasses.replace(task.model_config, num_classes=task.model_config.num_classes + 1)
+    models = [t.make_model for t in (task, dataclasses.replace(task, model_config=more))]
+    states = [nnx.to_flat_state(nnx.state(nnx.eval_shape(make))) for make in models]
+    axes = {}
+    for (path, one), (_, other) in zip(*states, strict=True):
+        differ = [axis for axis in range(len(one.shape)) if one.shape[axis] != other.shape[axis]]
+        if differ:
+            axes[path] = differ[0]
+    return axes
+
+
+def _read(path: Path) -> tuple[nnx.State, tuple[str, ...], Any, str]:
+    """Returns the variables of a model, its classes and configuration, and what to call it."""
     if not path.exists():
         raise InputError(
             f"config.init_from is {str(path)!r}, which does not exist: name a run's directory, its "
@@ -54,9 +94,10 @@ def _read(path: Path) -> tuple[nnx.State, Any, str]:
                 warnings.simplefilter("ignore", UserWarning)
                 loaded = loading.load_model(path)
             variables = nnx.state(loaded.model, nnx.Not(nnx.RngState))
-            return variables, loaded.model_config, f"{path}, step {loaded.step}"
+            name = f"{path}, step {loaded.step}"
+            return variables, loaded.classes, loaded.model_config, name
         model = convert.terminator_from_release(convert.read(path))
-        return nnx.state(model, nnx.Param), model.config, f"the release's {path}"
+        return nnx.state(model, nnx.Param), (), model.config, f"the release's {path}"
     except ModuleNotFoundError as error:
         raise InputError(
             f"config.init_from: {path.suffix} files need {error.name}: pip install {error.name}"
@@ -75,9 +116,21 @@ def _is_own_file(path: Path) -> bool:
 
 
 def _transfer(
-    source: nnx.State, target: nnx.State, counts: tuple[int | None, int | None], name: str
+    source: nnx.State,
+    target: nnx.State,
+    head: Mapping[tuple, int],
+    columns: Sequence[int] | None,
+    name: str,
 ) -> list[str]:
-    """Sets the target's variables; returns the names of those of a head that stays new."""
+    """Sets the target's variables; returns the names of those of a head that stays new.
+
+    Args:
+        source: the variables of the other model.
+        target: those of this one.
+        head: the axis of the classes in each parameter of the head that is not the same there.
+        columns: the classes to take from there; None for a new head.
+        name: what to call the other model.
+    """
     given, wanted = dict(nnx.to_flat_state(source)), dict(nnx.to_flat_state(target))
     new, wrong = [], []
     for path in given.keys() | wanted.keys():
@@ -87,10 +140,15 @@ def _transfer(
             where, only = ("here", here) if there is None else ("there", there)
             if isinstance(only, nnx.Param):
                 wrong.append(f"{dotted} is only {where}")
-        elif there.shape == here.shape:
-            here.set_value(jax.device_get(there.get_value()).astype(here.dtype))
-        elif _is_head(there.shape, here.shape, counts):
+            continue
+        if path in head and columns is None:
             new.append(dotted)
+            continue
+        value = jax.device_get(there.get_value())
+        if path in head and value.ndim == len(here.shape):
+            value = np.take(value, columns, axis=head[path])
+        if value.shape == here.shape:
+            here.set_value(value.astype(here.dtype))
         else:
             wrong.append(f"{dotted} is {there.shape} there and {here.shape} here")
     if wrong:
@@ -100,10 +158,3 @@ def _transfer(
             "its config.model.name, variant and options"
         )
     return sorted(new)
-
-
-def _is_head(
-    there: tuple[int, ...], here: tuple[int, ...], counts: tuple[int | None, int | None]
-) -> bool:
-    """Returns whether two shapes differ by nothing but the number of classes."""
-    return there[:-1] == here[:-1] and (there[-1:], here[-1:]) == tuple((n,) for n in counts)

@@ -13,7 +13,7 @@ import jax
 
 from terminator_jax.errors import InputError
 from terminator_jax.ops.platform import only
-from terminator_jax.training import card, history
+from terminator_jax.training import card, history, provenance
 from terminator_jax.training.checkpoint import (
     Checkpoints,
     check_workdir,
@@ -82,8 +82,14 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
         InputError: if something does not fit, and then nothing has been written, but damaged
             checkpoints may have been moved away; or if the loss is no longer finite.
     """
-    saved = check_workdir(workdir, config)
-    run = make_run(config)
+    known = provenance.read(workdir)
+    saved = check_workdir(workdir, config, known)
+    if saved:
+        resumed = provenance.as_trained(config, saved, known)
+        run = make_run(resumed, classes=known.classes if known else ())
+        provenance.check(run.config, run.train_data, known)
+    else:
+        run, known = make_run(config), None
     if jax.process_index() == 0:
         for line in set_damaged_aside(workdir):
             print(line, flush=True)
@@ -106,6 +112,7 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
                 stack.enter_context(one_writer(workdir))
                 _check_alone(workdir, step)
                 write_config(workdir, config)
+                provenance.write(workdir, run.config, run.train_data, known)
             wait_for_all()
         # What is done may lie on a disk that can only be read.
         checkpoints = _checkpoints(run, workdir, read_only=already_finished)
@@ -257,7 +264,7 @@ def _describe_run(run: Run, start: int) -> str:
 
 def _log_baselines(run: Run, logs: Logs) -> None:
     """Logs the losses that need no model, if the task has any."""
-    baselines = run.task.baselines(run.train_data, run.eval_data)
+    baselines = run.task.baselines(run.eval_data)
     if baselines:
         named = "  ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
         logs.info(f"eval loss without a model: {named}")

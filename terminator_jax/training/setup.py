@@ -35,7 +35,7 @@ class Run:
         config: the configuration.
         parallel: the devices.
         task: what is trained for.
-        train_data: the examples to train on.
+        train_data: the examples to train on; None for a run that is only evaluated.
         eval_data: the examples to evaluate on.
         model_def: the model without its variables.
         tx: the optimizer.
@@ -46,7 +46,7 @@ class Run:
     config: ConfigDict
     parallel: Parallel
     task: Task
-    train_data: Examples
+    train_data: Examples | None
     eval_data: Examples
     model_def: ModelDef
     tx: optax.GradientTransformation
@@ -155,9 +155,9 @@ class Run:
             workdir / loading.FILE_NAME,
             nnx.merge_state(self.chosen_parameters(), self.state.model_state),
             config=configs.to_json(self.config),
-            classes=self.train_data.classes,
+            classes=self.eval_data.classes,
             step=step,
-            shape=getattr(self.train_data, "shape", None),
+            shape=getattr(self.eval_data, "shape", None),
         )
 
 
@@ -166,12 +166,20 @@ def steps_per_epoch(config: ConfigDict, examples: int) -> int:
     return examples // (config.batch_size * config.accumulate_steps) * config.accumulate_steps
 
 
-def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
+def make_run(
+    config: ConfigDict,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    classes: Sequence[str] = (),
+    train: bool = True,
+) -> Run:
     """Opens the data and makes model and optimizer; checks that all fit each other.
 
     Args:
         config: as `config.read` gives it.
         devices: by default all there are.
+        classes: those of the model, if it was trained before; by default those of the data.
+        train: whether the run trains; otherwise its training data need not be there.
 
     Raises:
         InputError: if they do not.
@@ -179,8 +187,11 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     parallel = make_parallel(config, devices)
     task = make_task(config, parallel.axis_name)
 
-    train_data, eval_data = task.open(config.data.train_split), task.open(config.data.eval_split)
-    steps = steps_per_epoch(config, len(train_data))
+    train_data, steps = None, 1
+    if train:
+        train_data = task.open(config.data.train_split, classes)
+        steps = steps_per_epoch(config, len(train_data))
+    eval_data = task.open(config.data.eval_split, train_data.classes if train else classes)
     if not steps:
         raise InputError(
             f"{train_data.name} has {len(train_data)} {task.unit}, and config.batch_size, "
@@ -188,7 +199,8 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
             f"{config.accumulate_steps}"
         )
 
-    task.augmentations(train_data, process_shard())  # to say now if one does not fit the data
+    if train:
+        task.augmentations(train_data, process_shard())  # to say now if one does not fit the data
     model = task.make_model()
     trained = trained_parameters(model, config.freeze)
     model_def, params, model_state = split_model(model, trained)

@@ -44,6 +44,8 @@ VALIDATORS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "keep_every_epochs": _not_negative,
     "early_stopping_epochs": _not_negative,
     "data.resize": _not_negative,
+    "data.channels": (lambda value: value in (-1, 0, 1, 3, 4), "1, 3, 4, -1 or 0"),
+    "data.match_classes": (lambda value: value in ("name", "number"), "name or number"),
     "data.eval_fraction": (lambda value: 0 < value < 1, "in (0, 1)"),
     "data.split_seed": (lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "data.std": (lambda value: all(x > 0 for x in value), "greater than 0"),

@@ -1,5 +1,6 @@
 """Data sets: the bundled digits, real prepared ones, and what is said of those that are missing."""
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_digits_whose_description_is_damaged(tmp_path, content):
     builder = digits.open_builder(tmp_path)
     (Path(builder.data_dir) / "dataset_info.json").write_text(content)
     with pytest.raises(InputError, match=r"digits cannot be read: .*: remove this folder, so "):
-        sources.Split(sources.random_access(digits.open_builder(tmp_path), "train"), "", (), 10)
+        sources.random_access(digits.open_builder(tmp_path), "train")
 
 
 def test_read_is_in_the_order_asked_for():
@@ -124,7 +125,7 @@ def test_download_fails(tmp_path, monkeypatch, error, says):
 
 def test_labels_out_of_range_are_refused():
     split = sources.open_split("digits", "test")
-    few = sources.Split(split.source, "digits test", split.shape, num_classes=9)
+    few = dataclasses.replace(split, numbers=np.arange(9))
     with pytest.raises(InputError, match=r"digits test has a label 9, .* from 0 to 8"):
         few.load()
 

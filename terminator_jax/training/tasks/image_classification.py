@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import grain
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from terminator_jax import losses
+from terminator_jax.classes import match
 from terminator_jax.data import augment, sources
 from terminator_jax.data.augment import Process
 from terminator_jax.data.examples import LabelledPictures
@@ -32,7 +34,7 @@ class ImageClassification(Task):
     default_best_metric = "accuracy"
     classifies = True
 
-    def open(self, split: str) -> LabelledPictures:
+    def open(self, split: str, classes: Sequence[str] = ()) -> LabelledPictures:
         """Opens a split of images with labels, and checks that the model is made for them."""
         data = self.config.data
         images = sources.open_split(
@@ -41,9 +43,18 @@ class ImageClassification(Task):
             data_dir=data.data_dir,
             download=data.download,
             resize=data.resize,
+            channels=data.channels,
             eval_fraction=data.eval_fraction,
             split_seed=data.split_seed,
+            stratify=data.stratify,
         )
+        if classes:
+            try:
+                numbers = match(images.classes, classes, by=data.match_classes)
+            except ValueError as error:
+                hint = "rename them, or set --config.data.match_classes=number"
+                raise InputError(f"{images.name}: {error}: {hint}") from error
+            images = images.with_classes(numbers, tuple(classes))
         self.validate_images(images.shape, images.num_classes, images.name)
         return images
 

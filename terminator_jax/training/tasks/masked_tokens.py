@@ -1,5 +1,7 @@
 """The prediction of masked bytes of text: data, masks, loss and evaluation."""
 
+from collections.abc import Sequence
+
 import grain
 import jax
 import jax.numpy as jnp
@@ -26,8 +28,9 @@ class MaskedTokens(Task):
     unit_of_evaluation = "hidden bytes"
     default_best_metric = "loss"
 
-    def open(self, split: str) -> text.Text:
+    def open(self, split: str, classes: Sequence[str] = ()) -> text.Text:
         """Opens a split of a text, and checks that the model knows its bytes."""
+        del classes  # a text has none
         data = self.config.data
         examples = text.open_text(
             data.name, split, data.grid, data_dir=data.data_dir, download=data.download
@@ -94,8 +97,9 @@ class MaskedTokens(Task):
         logits = self._masked_logits(model, tokens, mask)
         return metrics.sums(logits, tokens, mask & batch["mask"][:, None, None])
 
-    def baselines(self, train: text.Text, evaluation: text.Text) -> dict[str, float]:
+    def baselines(self, evaluation: text.Text) -> dict[str, float]:
         """Computes the losses by the frequencies of the training text: of bytes, and of pairs."""
+        train = self.open(self.config.data.train_split)
         count = len(evaluation)
         mask = self.eval_mask(np.arange(count), self.config.data.grid)
         whole = evaluation.data[: count * evaluation.bytes_per_grid]

@@ -48,8 +48,13 @@ class Task:
     default_best_metric: ClassVar[str]
     classifies: ClassVar[bool] = False
 
-    def open(self, split: str) -> Examples:
+    def open(self, split: str, classes: Sequence[str] = ()) -> Examples:
         """Opens a split of the data set.
+
+        Args:
+            split: its name.
+            classes: those of the model, which the classes of the data are matched with; none for a
+                model that takes those of the data.
 
         Raises:
             InputError: if there is no such split, or it does not fit the model.
@@ -86,9 +91,9 @@ class Task:
         del model, batch
         return {}
 
-    def baselines(self, train: Examples, evaluation: Examples) -> dict[str, float]:
+    def baselines(self, evaluation: Examples) -> dict[str, float]:
         """Computes losses that need no model, by name, of the same evaluation."""
-        del train, evaluation
+        del evaluation
         return {}
 
     @property
