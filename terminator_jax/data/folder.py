@@ -175,7 +175,8 @@ def _left_out(root: Path, others: Sequence[Path]) -> list[str]:
     counts = collections.Counter(path.suffix.lower() or "no suffix" for path in others)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
     first = min(others, key=Path.as_posix, default=None)
-    return [f"{root}: {kinds} cannot be read as pictures and are left out, such as {first}"] if others else []
+    line = f"{root}: {kinds} cannot be read as pictures and are left out, such as {first}"
+    return [line] if others else []
 
 
 def _shape(

@@ -13,7 +13,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from terminator_jax.data.files import decode_picture, is_named_as_picture, is_picture, read_picture, walk
+from terminator_jax.data.files import (
+    decode_picture,
+    is_named_as_picture,
+    is_picture,
+    read_picture,
+    walk,
+)
 from terminator_jax.errors import InputError, one_line
 
 Named = tuple[str, np.ndarray]

@@ -137,7 +137,7 @@ def test_pictures_are_found_where_they_lay(make, own, tmp_path, monkeypatch):
 
 def test_another_model_gives_its_head_by_name(make, own, tmp_path, small):
     """For the same classes in another order and for some of them; for others it is new."""
-    source, wanted = small
+    source, _ = small
     for names in ("jabcdefghi", "0123456789"):
         file = tmp_path / f"{names}.npz"
         np.savez(
