@@ -1,6 +1,6 @@
 """A folder of pictures: `CLASS/PICTURE`, or `SPLIT/CLASS/PICTURE`.
 
-Classes and pictures are in the order of their names. Names are compared as people read them: é is
+Pictures are in the order of their names, and classes too: 2 comes before 10. Names are compared as people read them: é is
 the same letter whether it is stored as one character or as two, as archives of a Mac have it.
 """
 
@@ -147,7 +147,8 @@ def scan(root: Path) -> Scan:
         raise InputError(f"{root} has {has}: it must be {LAYOUT}")
     [depth] = depths
     of = [_composed(path.parts[-2]) for path in paths]
-    classes = tuple(sorted(set(of)))
+    numbered = all(name.isdecimal() for name in of)
+    classes = tuple(sorted(set(of), key=(lambda name: (int(name), name)) if numbered else None))
     if depth == 2 and set(classes) <= SPLITS:
         raise InputError(f"{root} has pictures at {paths[0]}, of no class: it must be {LAYOUT}")
     numbers = {name: number for number, name in enumerate(classes)}

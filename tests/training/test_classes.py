@@ -80,6 +80,7 @@ def test_other_names_are_refused_unless_by_number(small, tmp_path, run_main):
     from_one = folder(tmp_path / "from one", [str(n + 1) for n in range(10)])
     with pytest.raises(InputError, match="without 10: rename"):
         accuracy(workdir, from_one)
+    assert accuracy(workdir, from_one, BY_NUMBER)["accuracy"] == pytest.approx(wanted)
     with pytest.raises(InputError, match="11 classes are more than the model's 10"):
         accuracy(workdir, folder(from_one, ["0"] * 10), BY_NUMBER)
 
