@@ -30,6 +30,11 @@ def write(checkpoints: Path, step: int) -> None:
             old.unlink(missing_ok=True)
 
 
+def forget(checkpoints: Path, step: int) -> None:
+    """Removes the checksums of a step, which may be those of a checkpoint that is gone."""
+    _file(checkpoints, step).unlink(missing_ok=True)
+
+
 def problem(checkpoints: Path, step: int) -> str:
     """Returns what is wrong with the files of a checkpoint; an empty text for nothing.
 

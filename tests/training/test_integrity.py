@@ -17,7 +17,7 @@ from nets import without_optimizations
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity, loop
-from terminator_jax.training.checkpoint import latest_step
+from terminator_jax.training.checkpoint import Checkpoints, latest_step
 from terminator_jax.training.evaluation import evaluate_checkpoint
 from terminator_jax.training.interrupt import StopSignals
 
@@ -126,6 +126,31 @@ def test_checksums_of_removed_checkpoints_go_too(tmp_path):
     kept = {int(path.stem) for path in (tmp_path / integrity.FOLDER).iterdir()}
     assert kept == {*steps(tmp_path)}
     assert latest_step(tmp_path) == 44
+
+
+def test_checksums_of_a_removed_checkpoint_are_not_those_of_a_new_one(finished, monkeypatch):
+    """Removed by hand and trained again, until a kill before its checksums are written."""
+    shutil.rmtree(finished / "checkpoints" / "44")
+    monkeypatch.setattr(integrity, "write", lambda *arguments: None)
+    loop.train(config("keep_every_epochs=1", "on_nonfinite=skip"), finished)
+    assert steps(finished) == [22, 44]
+    assert integrity.problem(finished / "checkpoints", 44) == ""
+
+
+def test_what_training_removes_meanwhile_is_not_evaluated(finished, trained, monkeypatch):
+    """Another one is chosen; the one that was asked for by its step is said to be gone."""
+    restore = Checkpoints.restore
+
+    def removed(checkpoints, step, *arguments):
+        shutil.rmtree(checkpoints.directory / "44", ignore_errors=True)
+        return restore(checkpoints, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "restore", removed)
+        assert evaluate_checkpoint(finished).step == 22
+        shutil.copytree(trained / "checkpoints" / "44", finished / "checkpoints" / "44")
+        with pytest.raises(InputError, match="holds no checkpoint of step 44: there are 22"):
+            evaluate_checkpoint(finished, 44)
 
 
 @pytest.mark.parametrize(
