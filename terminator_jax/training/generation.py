@@ -81,7 +81,7 @@ def prompt_grid(
         raise InputError(
             f"--at is {at[0]},{at[1]}, and the grid has {rows} rows and {columns} columns"
         )
-    data = np.frombuffer(prompt.encode(), np.uint8)
+    data = np.frombuffer(prompt.encode(errors="surrogateescape"), np.uint8)
     first, cells = at[0] * columns + at[1], rows * columns
     if first + len(data) > cells:
         raise InputError(

@@ -43,7 +43,7 @@ def problem(checkpoints: Path, step: int) -> str:
         step: which one.
     """
     try:
-        expected = dict(json.loads(_file(checkpoints, step).read_text()))
+        expected = dict(json.loads(_file(checkpoints, step).read_text(encoding="utf-8")))
         found = _digests(checkpoints / str(step))
     except FileNotFoundError:
         return ""
