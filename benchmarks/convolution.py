@@ -253,9 +253,9 @@ def learn(point: Point, gradient: bool, best: str) -> None:
 def write_measured() -> None:
     """Puts the choices into the library."""
     path = Path(measured.__file__)
-    text = path.read_text().split("POINTS: ")[0]
+    text = path.read_text(encoding="utf-8").split("POINTS: ")[0]
     rows = "".join(f"    Point{tuple(p)!r},\n".replace("'", '"') for p in sorted(fastest.POINTS))
-    path.write_text(f"{text}POINTS: tuple[Point, ...] = (\n{rows})\n")
+    path.write_text(f"{text}POINTS: tuple[Point, ...] = (\n{rows})\n", encoding="utf-8")
 
 
 def line(result: Result) -> list[str]:

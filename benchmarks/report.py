@@ -15,9 +15,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 def write_section(name: str, text: str, page: Path = PAGE) -> None:
     """Puts `text` between the marks of section `name`, which the page must have."""
     start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, rest = page.read_text().split(start)
+    before, rest = page.read_text(encoding="utf-8").split(start)
     after = rest.split(end)[1]
-    page.write_text(f"{before}{start}\n{text.strip()}\n{end}{after}")
+    page.write_text(f"{before}{start}\n{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -41,7 +41,7 @@ def peak_bytes(call: Call) -> int:
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(M_MMAP_THRESHOLD, 2**16)  # what is larger comes fresh from the system
     libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
     before = _status("VmRSS")
     result = call()
     peak = _status("VmHWM") - before
@@ -53,7 +53,7 @@ def peak_bytes(call: Call) -> int:
 def _status(field: str) -> int:
     [line] = [
         line
-        for line in Path("/proc/self/status").read_text().splitlines()
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         if line.startswith(field)
     ]
     return int(line.split()[1]) * 1024

@@ -164,7 +164,7 @@ def compile_case(case: Step | Block, keep: Path | None) -> dict:
     result["compile"] = time.perf_counter() - traced
     text = compiled.as_text()
     if keep:
-        keep.write_text(text)
+        keep.write_text(text, encoding="utf-8")
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     count, size = collectives(text)
     return result | {
@@ -224,12 +224,14 @@ def run_apart(name: str, results: Path, arguments: list[str]) -> None:
 
 def load(results: Path) -> dict[str, dict]:
     """What has been measured so far, by case."""
-    return json.loads(results.read_text()) if results.exists() else {}
+    return json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
 
 
 def save(results: Path, name: str, result: dict) -> None:
     """Adds a case to the results' file."""
-    results.write_text(json.dumps(load(results) | {name: result}, indent=2) + "\n")
+    results.write_text(
+        json.dumps(load(results) | {name: result}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def amounts(result: dict, images: int) -> list[str]:

@@ -13,7 +13,7 @@ Shows a page in the browser on which the trained model of a run can be tried.
 
 Drop a picture on the page, choose a file, or draw: it shows the likeliest classes and, for a
 Terminator, the pixel-level scores of each block. A picture of another size or colour is scaled and
-converted. Ctrl-C ends it.
+converted. Ctrl-C and SIGTERM end it.
 
 Only this machine can see the page, unless --host names another address of it, such as 0.0.0.0: then
 everybody who reaches that address can use the model.
@@ -49,4 +49,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, extra="demo")
+    cli.run(main, extra="demo", is_service=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from terminator_jax.errors import InputError
-from terminator_jax.training import cli, paths
+from terminator_jax.training import cli, interrupt, paths
 
 DESCRIPTION = """\
 Trains a model, or resumes a run that was stopped.
@@ -21,8 +21,15 @@ below). It sets fields of a configuration. All fields and their defaults are in 
 terminator_jax/training/config.py, and each can be changed by a flag, as in
 --config.optimizer.learning_rate=0.002 or --config.model.options.num_classes=5
 
-Call the same command again to resume after Ctrl-C or a crash. SIGTERM and SIGHUP save like Ctrl-C,
-and the exit code is then 0. Watch: tensorboard --logdir=runs
+Call the same command again to resume after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
+
+Exit codes:
+    0      done; or stopped and saved by SIGTERM, SIGHUP (a terminal that closes) or SIGUSR1
+    130    stopped and saved by Ctrl-C; or ended at once by a second Ctrl-C or SIGTERM
+    1      the machine failed, such as a full disk
+    2      something in the command, the configuration or the data does not fit
+
+Signals that are ignored when the command starts, as SIGHUP is after nohup, stay ignored.
 
 For several processes, start the same command with --distributed in each: on a TPU pod, under SLURM
 or MPI. By hand, give each --coordinator, --num_processes and its own --process_id. More:
@@ -76,8 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     if first:
         _report(result, workdir)
     # A scheduler starts a process again that it stopped and that ended well.
-    ends_well = result.is_done or asked in (signal.SIGTERM, signal.SIGHUP)
-    return 0 if ends_well else cli.INTERRUPTED
+    ends_well = result.is_done or asked not in (None, signal.SIGINT)
+    return 0 if ends_well else interrupt.INTERRUPTED
 
 
 def _add_processes(parser: cli.Parser) -> None:
@@ -168,4 +175,4 @@ def _report(result, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, is_service=True)

@@ -41,7 +41,7 @@ def write(workdir: Path, run: Run, step: int, lines: Sequence[Line], command: st
         command: what it was started with; "" if it was not started by a command.
     """
     file = workdir / FILE_NAME
-    foreign = file.exists() and not file.read_text(errors="replace").startswith(MARK)
+    foreign = file.exists() and not file.read_bytes().startswith(MARK.encode())
     if foreign or jax.process_index() != 0:
         return
     drawn = curve.panels(lines)

@@ -12,9 +12,10 @@ import errno
 import functools
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,6 +34,10 @@ from terminator_jax.training.history import quality
 from terminator_jax.training.lock import one_writer
 from terminator_jax.training.paths import replace_text
 from terminator_jax.training.state import TrainState
+
+T = TypeVar("T")
+# How often a checkpoint is chosen beside a training that removes them.
+READ_ATTEMPTS = 10
 
 
 class Checkpoints:
@@ -133,6 +138,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(_to_disk(state)), batches=ocp.args.JsonSave(batches)
         )
         with self._explained():
+            if jax.process_index() == 0:
+                integrity.forget(self.directory, step)
             self._manager.save(step, args=items, metrics=scores, force=True)
         self._saving = self._thread.submit(self._finish, step)
 
@@ -255,6 +262,30 @@ def latest_step(workdir: Path) -> int | None:
     """Returns the step of the last whole checkpoint, if any; reads nothing but names."""
     names = (path.name for path in (workdir / "checkpoints").glob("*"))
     return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=None)
+
+
+def read_beside_training(workdir: Path, read: Callable[[], T]) -> T:
+    """Returns what `read` reads of the checkpoints, and reads again if they change meanwhile.
+
+    Training removes checkpoints: what was chosen, or a part of it, may be gone when it is read.
+
+    Args:
+        workdir: the directory of the run.
+        read: chooses a checkpoint and reads it.
+    """
+    for _ in range(READ_ATTEMPTS):
+        before = _names(workdir)
+        try:
+            return read()
+        except (InputError, OSError):
+            time.sleep(0.2)  # a checkpoint is removed file by file
+            if _names(workdir) == before:
+                raise
+    return read()
+
+
+def _names(workdir: Path) -> set[str]:
+    return {path.name for path in (workdir / "checkpoints").glob("*")}
 
 
 def set_damaged_aside(workdir: Path) -> list[str]:

@@ -10,22 +10,22 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import absl.logging
 
 from terminator_jax.errors import DiskFull, InputError
-from terminator_jax.training import paths
+from terminator_jax.training import interrupt, paths
 
 if TYPE_CHECKING:
     from terminator_jax.loading import LoadedModel
 
 FAILED = 1
-INTERRUPTED = 130
 # An environment variable that jaxlib reads when it is imported, and two of its values.
 LOG_LEVEL, ONLY_FATAL, NOTHING = "TF_CPP_MIN_LOG_LEVEL", 3, 9
 
@@ -72,7 +72,56 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}: --help lists the flags")
 
 
-def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn:
+class _Lossy:
+    """A stream that may be lost, as when its terminal closes: what is written then goes nowhere."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes as the stream does."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _silence(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flushes as the stream does."""
+        try:
+            self._stream.flush()
+        except OSError:
+            _silence(self._stream)
+
+
+@contextlib.contextmanager
+def _streams(*, need_stdout: bool) -> Iterator[None]:
+    """Lets no stream end the command, except a lost stdout that it needs."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`: the next file would get its number
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of what it cannot print, it prints codes
+            stream.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout if need_stdout else _Lossy(sys.stdout)
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(_Lossy(sys.stderr)):
+        try:
+            yield
+        finally:
+            if not need_stdout:
+                stdout.flush()  # what Python could not flush at its end would be exit code 120
+
+
+def _end_well(_: int, __: Any) -> NoReturn:
+    os._exit(0)
+
+
+def run(
+    command: Callable[[Sequence[str]], int], *, extra: str = "", is_service: bool = False
+) -> NoReturn:
     """Runs a command with the process's arguments and ends the process with its exit code.
 
     An `InputError` becomes one line on stderr and exit code 2, a `SystemFailure`, an error of the
@@ -83,20 +132,28 @@ def run(command: Callable[[Sequence[str]], int], *, extra: str = "") -> NoReturn
     Args:
         command: takes the arguments and returns the exit code.
         extra: the extra of this package that installs what the command imports.
+        is_service: whether what it prints is not what it is for: then it goes on without a
+            terminal, and a signal that asks it to end, other than Ctrl-C, is exit code 0. Such
+            a signal needs a handler: process 1 of a container ignores those that have none.
     """
+    numbers = [n for n in interrupt.SIGNALS if is_service and n != signal.SIGINT]
+    with interrupt.handled(_end_well, *numbers), _streams(need_stdout=not is_service):
+        _run(command, extra)
+
+
+def _run(command: Callable[[Sequence[str]], int], extra: str) -> NoReturn:
     # What TFDS and orbax log as errors is raised too.
     absl.logging.set_verbosity(absl.logging.FATAL)
     _silence_old_jaxlib()
     hide_background_errors()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # of names that it cannot print, it prints codes
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)  # sys.exit would wait until TFDS's threads have downloaded everything
+        _Lossy(sys.stdout).flush()
+        # sys.exit would wait until the threads of TFDS have downloaded everything.
+        os._exit(interrupt.INTERRUPTED)
     except Exception as error:
         code, line = _explain(error, extra)
         if line:

@@ -238,7 +238,7 @@ def _end(line: str, code: int = 1) -> NoReturn:
     """Prints a line and ends the process at once: Python's way out would wait for the others."""
     _last_word.acquire()  # for ever: two threads may learn of a lost process at the same time
     with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode() if line else b"")
+        os.write(2, f"{line}\n".encode(errors="backslashreplace") if line else b"")
     os._exit(code)
 
 

@@ -21,7 +21,12 @@ from terminator_jax.layers.running import is_calibrated
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity, provenance, report
 from terminator_jax.training.averages import PREFIX, with_averages
-from terminator_jax.training.checkpoint import Checkpoints, read_config
+from terminator_jax.training.checkpoint import (
+    Checkpoints,
+    latest_step,
+    read_beside_training,
+    read_config,
+)
 from terminator_jax.training.lock import one_writer
 from terminator_jax.training.meter import weighted_means
 from terminator_jax.training.metrics import METRICS, Scalars
@@ -29,7 +34,7 @@ from terminator_jax.training.parallel import process_shard
 from terminator_jax.training.setup import Run, make_run
 from terminator_jax.training.state import TrainState, ravel, split_model
 from terminator_jax.training.step import make_eval_step, make_logits_step
-from terminator_jax.training.tasks import Task, make_task
+from terminator_jax.training.tasks import Task
 
 # Fields of which a checkpoint can only be evaluated with the value that it was trained with.
 CHECKPOINT_FIELDS = ("model", "optimizer", "accumulate_steps", "ema_decay", "freeze")
@@ -124,10 +129,17 @@ def evaluate_checkpoint(
     for path, values in configs.differences(saved, config).items():
         if path.partition(".")[0] in CHECKPOINT_FIELDS:
             raise InputError(f"the checkpoints were made with another config.{path} ({values})")
-    checkpoints, chosen = open_checkpoint(workdir, step, make_task(config))
+    if latest_step(workdir) is None:
+        raise InputError(f"{workdir} holds no checkpoints yet")
     config = _evaluated(provenance.as_trained(config, saved, known), saved, known)
     run = make_run(config, classes=known.classes if known else (), train=False)
-    run.restore(checkpoints, chosen)
+
+    def restore() -> int:
+        checkpoints, chosen = open_checkpoint(workdir, step, run.task)
+        run.restore(checkpoints, chosen)
+        return chosen
+
+    chosen = read_beside_training(workdir, restore)
     if size is not None:
         run = _resized(run, size)
     if calibrate:

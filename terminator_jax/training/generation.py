@@ -12,11 +12,11 @@ from flax import nnx
 from terminator_jax.errors import InputError
 from terminator_jax.models.decoding import decode
 from terminator_jax.training.averages import PREFIX, averaged_parameters
-from terminator_jax.training.checkpoint import read_config
+from terminator_jax.training.checkpoint import read_beside_training, read_config
 from terminator_jax.training.evaluation import open_checkpoint
 from terminator_jax.training.freezing import trained_parameters
 from terminator_jax.training.optimizer import make_optimizer
-from terminator_jax.training.state import new_state, ravel, split_model
+from terminator_jax.training.state import TrainState, new_state, ravel, split_model
 from terminator_jax.training.tasks import MaskedTokens, make_task
 
 # What is shown in place of a hidden byte, of the end of a line, and of what cannot be printed.
@@ -37,14 +37,18 @@ def load(workdir: Path, step: int | None = None) -> tuple[MaskedTokens, nnx.Modu
     task = make_task(config)
     if not isinstance(task, MaskedTokens):
         raise InputError(f"{workdir} holds a {config.model.name}, which is not for text")
-    checkpoints, chosen = open_checkpoint(workdir, step, task)
     tx, _ = make_optimizer(config, steps_per_epoch=1000)  # only the shapes of its state count
     model = task.make_model()
     trained = trained_parameters(model, config.freeze)
     model_def, params, model_state = split_model(model, trained)
     state = new_state(params, model_state, tx, config.seed)._replace(params=params)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state, _ = checkpoints.restore(chosen, state, sharding)
+
+    def restore() -> TrainState:
+        checkpoints, chosen = open_checkpoint(workdir, step, task)
+        return checkpoints.restore(chosen, state, sharding)[0]
+
+    state = read_beside_training(workdir, restore)
     params = state.params
     if task.best_metric.startswith(PREFIX):
         averages = averaged_parameters(ravel(params), state.opt_state, config.ema_decay)
@@ -77,7 +81,7 @@ def prompt_grid(
         raise InputError(
             f"--at is {at[0]},{at[1]}, and the grid has {rows} rows and {columns} columns"
         )
-    data = np.frombuffer(prompt.encode(), np.uint8)
+    data = np.frombuffer(prompt.encode(errors="surrogateescape"), np.uint8)
     first, cells = at[0] * columns + at[1], rows * columns
     if first + len(data) > cells:
         raise InputError(

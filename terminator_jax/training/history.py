@@ -15,7 +15,7 @@ Line = dict[str, Any]
 def read(workdir: Path, step: int) -> list[Line]:
     """Reads the lines of `log.jsonl` up to a step; of a line that is damaged, none."""
     try:
-        text = (workdir / "log.jsonl").read_text(errors="replace")
+        text = (workdir / "log.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     lines = map(_parsed, text.splitlines())

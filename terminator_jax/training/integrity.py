@@ -30,6 +30,11 @@ def write(checkpoints: Path, step: int) -> None:
             old.unlink(missing_ok=True)
 
 
+def forget(checkpoints: Path, step: int) -> None:
+    """Removes the checksums of a step, which may be those of a checkpoint that is gone."""
+    _file(checkpoints, step).unlink(missing_ok=True)
+
+
 def problem(checkpoints: Path, step: int) -> str:
     """Returns what is wrong with the files of a checkpoint; an empty text for nothing.
 
@@ -38,7 +43,7 @@ def problem(checkpoints: Path, step: int) -> str:
         step: which one.
     """
     try:
-        expected = dict(json.loads(_file(checkpoints, step).read_text()))
+        expected = dict(json.loads(_file(checkpoints, step).read_text(encoding="utf-8")))
         found = _digests(checkpoints / str(step))
     except FileNotFoundError:
         return ""

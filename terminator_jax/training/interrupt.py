@@ -1,22 +1,50 @@
-"""Turns signals that ask the process to end into a wish to stop after the current step."""
+"""Sets a flag at a signal that asks the process to end, so that training stops after the step."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-# Ctrl-C, a terminal that closes, and what a scheduler sends before it takes the machine away.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Ctrl-C, what a scheduler sends before it takes the machine away, a terminal that closes, and
+# SLURM's --signal=USR1@60. Windows has only the first two.
+SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+)
+# Of these a second one ends the process at once, from INSIST_S seconds after the first on. Shells,
+# `timeout` and process managers send several at the same time.
+INSISTENT = (signal.SIGINT, signal.SIGTERM)
+INSIST_S = 1.0
 # The exit code of a process that a second signal ends.
 INTERRUPTED = 130
-PROMISE = b"\nstopping: the step is finished and saved first; a second signal ends at once\n"
+PROMISE = b"\nstopping: the step is finished and saved first; a second Ctrl-C ends at once\n"
 
 
-class StopSignals:
-    """Listens to signals: the first only sets `number`, a second one ends the process with 130.
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Handles signals within it, except those that are ignored, as SIGHUP is after `nohup`.
 
     Only the main thread of a process may handle signals. In another one nothing changes.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class StopSignals(contextlib.ExitStack):
+    """Listens to signals: the first only sets `number`; one that insists ends the process with 130.
 
     Attributes:
         number: the signal that asked to stop; None before.
@@ -28,21 +56,19 @@ class StopSignals:
         'SIGTERM'
     """
 
-    def __init__(self) -> None:
-        self.number: signal.Signals | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+    number: signal.Signals | None = None
+    _since = 0.0
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._request) for number in SIGNALS}
+        self.enter_context(handled(self._request, *SIGNALS))
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, _: FrameType | None) -> None:
-        if self.number is not None:
+    def _request(self, number: int, _: Any) -> None:
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._since = signal.Signals(number), now
+            # print may be in use by what was interrupted, and the terminal may be gone.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.write(sys.__stdout__.fileno(), PROMISE)
+        elif number in INSISTENT and now - self._since >= INSIST_S:
             os._exit(INTERRUPTED)  # threads that compile would otherwise be torn down under way
-        self.number = signal.Signals(number)
-        os.write(1, PROMISE)  # print may be in use by what was interrupted

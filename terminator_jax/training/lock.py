@@ -56,7 +56,7 @@ def one_writer(workdir: Path) -> Iterator[None]:
         now = datetime.datetime.now().replace(microsecond=0)
         os.ftruncate(descriptor, 0)
         holder = f"process {os.getpid()} on {socket.gethostname()}, since {now},"
-        os.write(descriptor, holder.encode())
+        os.write(descriptor, holder.encode(errors="replace"))
         yield
     finally:
         os.close(descriptor)

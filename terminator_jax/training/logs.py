@@ -158,7 +158,7 @@ def _metric_names(scores: Scalars) -> list[str]:
 def _rewritten(path: Path, lines: Sequence[history.Line]) -> Any:
     """Opens the log for more lines after these, which leave out what was logged too early."""
     replace_text(path, "".join(f"{_to_json(line)}\n" for line in lines))
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 def _to_json(line: history.Line) -> str:

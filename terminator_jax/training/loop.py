@@ -102,8 +102,9 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
     if not already_finished:
         run.load_data()
 
-    signal = None
     with contextlib.ExitStack() as stack:
+        # Until the last checkpoint is whole, which is written in the background.
+        signals = stack.enter_context(StopSignals())
         # Traced for this platform alone, the digits start in 6.8 s and not in 9.3 s, once JAX's
         # cache has the program.
         stack.enter_context(only(jax.devices()[0].platform))
@@ -118,7 +119,7 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
         checkpoints = _checkpoints(run, workdir, read_only=already_finished)
         stack.enter_context(contextlib.closing(checkpoints))
         if not already_finished:
-            step, signal = _run_steps(run, workdir, checkpoints, messages, command)
+            step = _run_steps(run, workdir, checkpoints, messages, command, signals)
         elif not (workdir / card.FILE_NAME).exists():  # a run of an older version
             with contextlib.suppress(OSError):
                 card.write(workdir, run, step, history.read(workdir, step))
@@ -131,7 +132,7 @@ def train(config: ConfigDict, workdir: Path, command: str = "") -> TrainResult:
             best={} if best is None else checkpoints.metrics(best),
             best_metric=run.task.best_metric,
             stopped_early=step < run.total_steps and _is_stale(run, history.read(workdir, step)),
-            signal=signal,
+            signal=signals.number,
         )
 
 
@@ -187,9 +188,10 @@ def _initialize(run: Run, saved: ConfigDict | None) -> list[str]:
 
 
 def _run_steps(
-    run: Run, workdir: Path, checkpoints: Checkpoints, messages: Sequence[str], command: str
-) -> tuple[int, Signals | None]:
-    """Trains from the last checkpoint, if any; returns the step at which it stopped, and why."""
+    run: Run, workdir: Path, checkpoints: Checkpoints, messages: Sequence[str], command: str,
+    signals: StopSignals,
+) -> int:  # fmt: skip
+    """Trains from the last checkpoint, if any; returns the step at which it stopped."""
     config = run.config
     batches, start = run.train_batches(), checkpoints.latest or 0
     if start:
@@ -202,7 +204,7 @@ def _run_steps(
     recorder = Recorder(run, workdir, checkpoints, _make_logs(run, workdir, start), command)
     trace = Trace(workdir, enabled=jax.process_index() == 0 and config.profile)
     step = start
-    with recorder.logs as logs, trace, StopSignals() as signals:
+    with recorder.logs as logs, trace:
         for line in (_describe_run(run, start), *messages):
             logs.info(line)
         _log_baselines(run, logs)
@@ -233,7 +235,7 @@ def _run_steps(
                 recorder.save(step, batches, scores)
             if stops or (ends_epoch and _is_stale(run, logs.lines)):
                 break
-    return step, signals.number
+    return step
 
 
 def _make_logs(run: Run, workdir: Path, start: int) -> Logs:

@@ -90,6 +90,12 @@ def local_directory(name: str) -> Path:
     if not name or "\0" in name:
         raise InputError(f"--workdir is {name!r}, and must be a directory's name")
     path = Path(os.path.expanduser(name))
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:  # orbax writes to no such path
+        raise InputError(
+            f"--workdir is {str(path.absolute())!a}, no text in this locale: set PYTHONUTF8=1"
+        ) from error
     found = [character for character in PATTERN_CHARACTERS if character in str(path.absolute())]
     if found:
         raise InputError(
@@ -100,6 +106,6 @@ def local_directory(name: str) -> Path:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, in UTF-8; names of files in it are the system's bytes."""
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -21,7 +21,7 @@ from terminator_jax.training import config as configs
 from terminator_jax.training.averages import PREFIX, averaged_parameters
 from terminator_jax.training.checkpoint import Checkpoints
 from terminator_jax.training.freezing import trained_parameters
-from terminator_jax.training.optimizer import make_optimizer
+from terminator_jax.training.optimizer import decay_mask, make_optimizer
 from terminator_jax.training.parallel import Parallel, make_parallel, process_shard
 from terminator_jax.training.state import ModelDef, TrainState, new_state, ravel, split_model
 from terminator_jax.training.tasks import Task, make_task
@@ -204,7 +204,7 @@ def make_run(
     model = task.make_model()
     trained = trained_parameters(model, config.freeze)
     model_def, params, model_state = split_model(model, trained)
-    tx, schedule = make_optimizer(config, steps)
+    tx, schedule = make_optimizer(config, steps, decay_mask(params))
     params = jax.device_get(params)  # on the host, where raveling compiles nothing
     state = parallel.replicate(new_state(params, model_state, tx, config.seed))
     return Run(config, parallel, task, train_data, eval_data, model_def, tx, schedule, state)

@@ -144,7 +144,7 @@ def cases(inputs: Inputs) -> dict[str, Case]:
             name = draw.choice((field, field, *others))
             words.append(f"--{name}" + draw.choice(("=", " ", "")) + draw.choice(VALUES))
         sys.argv[1:] = words
-        return cli.run(train.main)
+        return cli.run(train.main, is_service=True)
 
     def workdirs(draw: random.Random) -> object:
         place = inputs.place()

@@ -31,7 +31,7 @@ def command(workdir: Path, *fields: str, patch: str = "", config: Path = SMALL) 
         patch: Python to run before.
         config: the experiment.
     """
-    code = f"{patch}\nfrom terminator_jax import train\ntrain.cli.run(train.main)"
+    code = f"{patch}\nfrom terminator_jax import train\ntrain.cli.run(train.main, is_service=True)"
     start = ["-c", code] if patch else ["-m", "terminator_jax.train"]
     flags = [f"--config={config}", f"--workdir={workdir}", *(f"--config.{f}" for f in fields)]
     return [sys.executable, *start, *flags]

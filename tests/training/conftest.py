@@ -45,7 +45,9 @@ class Command:
     def patched(self, patch, *fields, workdir):
         """Starts a training of the tiny network after a piece of code that patches the package."""
         flags = [f"--config={TINY}", f"--workdir={workdir}", *(f"--config.{f}" for f in fields)]
-        code = f"{patch}\nfrom terminator_jax import train\ntrain.cli.run(train.main)"
+        code = (
+            f"{patch}\nfrom terminator_jax import train\ntrain.cli.run(train.main, is_service=True)"
+        )
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-c", code, *flags],
             env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

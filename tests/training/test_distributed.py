@@ -14,7 +14,7 @@ import pytest
 from terminator_jax.training.distributed import differences
 
 SMALL = "tests/training/small.py"
-TRAIN = "from terminator_jax import train\ntrain.cli.run(train.main)"
+TRAIN = "from terminator_jax import train\ntrain.cli.run(train.main, is_service=True)"
 LOST = "ends, because another one died, was stopped or cannot be reached"
 # A sign of life is missed sooner than in earnest, for a shorter test.
 SOON = "from terminator_jax.training import distributed\ndistributed.HEARTBEAT_S = 10"

@@ -1,5 +1,6 @@
 """JAX's own environment variables mean for the commands what they mean for every program."""
 
+import numpy as np
 import pytest
 
 SMALL = "tests/training/small.py"
@@ -49,3 +50,20 @@ def test_a_platform_that_is_not_there(make_command, tmp_path):
     flags = [f"--config={SMALL}", f"--workdir={tmp_path / 'run'}"]
     _, err = command.run("train", *flags, code=2)
     assert err.count("\n") == 1 and "JAX_PLATFORMS" in err
+
+
+def test_a_locale_that_knows_ascii_only(make_command, tmp_path):
+    """Files are UTF-8; the terminal shows codes."""
+    command = make_command(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    labels, file = np.arange(128) % 2, tmp_path / "café.npz"
+    pictures = np.repeat(255 * labels, 64).reshape(-1, 8, 8, 1).astype(np.uint8)
+    np.savez(file, image=pictures, label=labels, classes=["naïve", "日本"])
+    workdir, fields = tmp_path / "run", [f"data.name={file}", "model.options.num_classes=2"]
+    command.train(workdir, *fields, "batch_size=32", "eval_batch_size=12")
+    card = (workdir / "README.md").read_text(encoding="utf-8")
+    assert f"--config.data.name={file}" in card and "naïve, 日本" in card
+    out, _ = command.run("evaluate", f"--workdir={workdir}")
+    assert r"na\xefve" in out and r"\u65e5\u672c" in out
+    flags = ["--config=digits", f"--workdir={tmp_path / 'caffè'}"]
+    _, err = command.run("train", *flags, code=2)
+    assert err.count("\n") == 1 and "set PYTHONUTF8=1" in err

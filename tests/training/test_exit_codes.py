@@ -1,15 +1,19 @@
 """What a command prints and returns when something goes wrong."""
 
 import errno
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import pytest
 
 from terminator_jax.errors import InputError, SystemFailure
 from terminator_jax.training import cli
+from terminator_jax.training.checkpoint import latest_step
 
 
 def run(error, capsys, extra=""):
@@ -120,3 +124,93 @@ def test_output_that_cannot_be_written(output, code):
         )
     said = "error: No space left on device\n" if code else ""
     assert (done.returncode, done.stderr) == (code, said)
+
+
+# A service that a signal asks to end, first by one that is ignored.
+ASKED = """
+import os, signal, sys
+from terminator_jax.training import cli
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+def main(arguments):
+    print(os.fstat(1).st_rdev == os.stat(os.devnull).st_rdev, flush=True)
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.{name})
+    raise ValueError("not ended")
+
+cli.run(main, is_service={service})
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "code"),
+    [("SIGTERM", True, 0), ("SIGUSR1", True, 0), ("SIGINT", True, 130), ("SIGINT", False, 130)],
+)
+def test_a_signal_before_there_is_anything_to_save(name, service, code):
+    """Also as process 1 of a container, which ignores signals without a handler; no stdout."""
+    alone = ["unshare", "--fork", "--pid"]
+    may = subprocess.run([*alone, "true"], capture_output=True, check=False).returncode == 0
+    program = ASKED.format(name=name, service=service)
+    command = [*(alone if may else []), sys.executable, "-c", program]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, "" if code == 0 else "interrupted\n")
+
+
+def test_a_service_goes_on_without_a_terminal():
+    program = (
+        "import sys, warnings\nfrom terminator_jax.training import cli\n"
+        "def main(_):\n    print('x' * 9, flush=True)\n    print('y', file=sys.stderr)\n"
+        "    print('x')\n    warnings.warn('z')\n    return 3\n"
+        "cli.run(main, is_service=True)"
+    )
+    for ending in (">/dev/full 2>/dev/full", ">&- 2>&- <&-", "2>&1 | true; exit $PIPESTATUS"):
+        line = f'"$0" -c "$1" {ending}'
+        done = subprocess.run(["bash", "-c", line, sys.executable, program], check=False)
+        assert done.returncode == 3, ending
+
+
+# The terminal that is standard input becomes the one that controls the process.
+ON_A_TERMINAL = """
+import fcntl, os, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from terminator_jax import train
+train.cli.run(train.main, is_service=True)
+"""
+
+
+def test_a_terminal_that_closes_loses_no_step(command, tmp_path):
+    """On a real one, with a bar."""
+    ours, theirs = os.openpty()
+    flags = ["--config=tests/training/small.py", f"--workdir={tmp_path}", "--config.epochs=9999"]
+    flags += ["--config.checkpoint_every_steps=0", "--config.log_every_steps=5"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, *flags],
+        env=command.env, stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    log = tmp_path / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        os.read(ours, 2**16)
+        time.sleep(0.01)
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert latest_step(tmp_path) == json.loads(log.read_text().splitlines()[-1])["step"]
+
+
+def test_a_train_on_a_full_output_saves(command, tmp_path):
+    flags = ["--config=tests/training/small.py", f"--workdir={tmp_path}", "--config.epochs=9999"]
+    flags += ["--config.checkpoint_every_steps=0"]
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "terminator_jax.train", *flags],
+            env=command.env, stdout=full, stderr=full,
+        )  # fmt: skip
+    log = tmp_path / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 0
+    assert latest_step(tmp_path) == json.loads(log.read_text().splitlines()[-1])["step"]

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from nets import without_optimizations
 from terminator_jax.errors import InputError
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity, loop
-from terminator_jax.training.checkpoint import latest_step
+from terminator_jax.training.checkpoint import Checkpoints, latest_step
 from terminator_jax.training.evaluation import evaluate_checkpoint
 from terminator_jax.training.interrupt import StopSignals
 
@@ -129,6 +128,31 @@ def test_checksums_of_removed_checkpoints_go_too(tmp_path):
     assert latest_step(tmp_path) == 44
 
 
+def test_checksums_of_a_removed_checkpoint_are_not_those_of_a_new_one(finished, monkeypatch):
+    """Removed by hand and trained again, until a kill before its checksums are written."""
+    shutil.rmtree(finished / "checkpoints" / "44")
+    monkeypatch.setattr(integrity, "write", lambda *arguments: None)
+    loop.train(config("keep_every_epochs=1", "on_nonfinite=skip"), finished)
+    assert steps(finished) == [22, 44]
+    assert integrity.problem(finished / "checkpoints", 44) == ""
+
+
+def test_what_training_removes_meanwhile_is_not_evaluated(finished, trained, monkeypatch):
+    """Another one is chosen; the one that was asked for by its step is said to be gone."""
+    restore = Checkpoints.restore
+
+    def removed(checkpoints, step, *arguments):
+        shutil.rmtree(checkpoints.directory / "44", ignore_errors=True)
+        return restore(checkpoints, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "restore", removed)
+        assert evaluate_checkpoint(finished).step == 22
+        shutil.copytree(trained / "checkpoints" / "44", finished / "checkpoints" / "44")
+        with pytest.raises(InputError, match="holds no checkpoint of step 44: there are 22"):
+            evaluate_checkpoint(finished, 44)
+
+
 @pytest.mark.parametrize(
     ("field", "says"),
     [
@@ -174,23 +198,36 @@ def test_the_log_is_valid_json(tmp_path):
     assert (found["loss"], found["accuracy"], found["images_per_second"]) == (None, 0.5, None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_stop_after_the_step_and_a_second_one_at_once(number):
-    code = f"""
-import os, signal, time
-from terminator_jax.training.evaluation import evaluate_checkpoint
-from terminator_jax.training.interrupt import StopSignals
-with StopSignals() as signals:
-    os.kill(os.getpid(), {int(number)})
-    print(signals.number == {int(number)}, flush=True)
-    os.kill(os.getpid(), {int(signal.SIGTERM)})
+@pytest.mark.parametrize("stdout", ["open", "closed", "full"])
+def test_signals_stop_after_the_step_and_one_that_insists_at_once(stdout):
+    """A burst of signals, such as `timeout` and shells send, is one wish; so is a late SIGHUP."""
+    code = """
+import os, signal, sys, time
+from terminator_jax.training import interrupt
+interrupt.INSIST_S = 0.1
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+with interrupt.StopSignals() as signals:
+    signal.raise_signal(signal.SIGUSR1)
+    assert signals.number is None
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    time.sleep(0.2)
+    signal.raise_signal(signal.SIGHUP)
+    sys.stderr.write(signals.number.name)
+    signal.raise_signal(signal.SIGINT)
     time.sleep(60)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (130, "")
-    promise, answer = done.stdout.strip().splitlines()
-    assert promise.startswith("stopping: the step is finished and saved first")
-    assert answer == "True"
+    command = [sys.executable, "-c", code]
+    if stdout == "closed":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full if stdout == "full" else subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "SIGTERM")
+    if stdout == "open":
+        assert done.stdout.startswith("\nstopping: the step is finished and saved first")
 
 
 def test_a_thread_trains_without_signals():
