@@ -1,7 +1,8 @@
 """A folder of pictures: `CLASS/PICTURE`, or `SPLIT/CLASS/PICTURE`.
 
-Pictures are in the order of their names, and classes too: 2 comes before 10. Names are compared as people read them: é is
-the same letter whether it is stored as one character or as two, as archives of a Mac have it.
+Pictures are in the order of their names, and classes too: 2 comes before 10. Names are compared as
+people read them: é is the same letter whether it is stored as one character or as two, as archives
+of a Mac have it.
 """
 
 import collections
