@@ -1,11 +1,10 @@
 """Depthwise convolutions against each other: time and peak memory, with and without gradient.
 
-    python benchmarks/convolution.py            # writes docs/performance.md and measured.py
+    python benchmarks/convolution.py            # writes docs/performance.md
     python benchmarks/convolution.py --quick    # a few points, writes nothing
-    python benchmarks/convolution.py --check    # ours only: is `auto` right? mends measured.py
+    python benchmarks/convolution.py --check    # ours only: is `auto` right?
 
-Ours are `fft`, `dft`, `direct`, `dense`, `lax` (XLA's grouped convolution) and `auto`; beside them
-an FFT convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT
+Ours are `fft`, `dft`, `direct`, `lax` (XLA's grouped convolution) and `auto`; beside them an FFT convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT
 where torch is installed. All meet the same arrays in the same process.
 """
 
@@ -22,7 +21,7 @@ import numpy as np
 import report
 import timing
 
-from terminator_jax.ops.conv import METHODS, fastest, fft_conv, measured
+from terminator_jax.ops.conv import METHODS, fft_conv
 
 try:
     import torch
@@ -83,12 +82,9 @@ QUICK = [Point(1, 256, 9), Point(1, 4096, 4096), Point(2, 8, 9), Point(2, 32, 9,
 
 def feasible(method: str, point: Point, gradient: bool) -> bool:
     """Whether a method is worth trying: compiles and runs in seconds, and fits in memory."""
-    batch, channels = point.lead
-    positions, taps = point.length**point.dims, point.kernel**point.dims
-    matrices = channels * (batch if point.per_sample else 1) * positions**2
+    taps = point.kernel**point.dims
     limits = {
         "direct": taps <= 129,
-        "dense": positions <= 300 and matrices <= 2**24,
         "lax": not point.per_sample and point.products <= (2e7 if gradient else 2e8),
         "torch": not point.per_sample and point.products <= (2e8 if gradient else 2e9),
     }
@@ -188,13 +184,12 @@ class Result(NamedTuple):
 
 
 def measure(point: Point, gradient: bool) -> Result:
-    """All methods at one point; what is found fastest becomes `auto`'s choice there."""
+    """All methods at one point, and `auto` beside the best of ours."""
     arrays = arrays_of(point)
     calls = calls_of(point, arrays, gradient)
     seconds = timing.medians(calls, seconds=0.5)
     peaks = {name: timing.peak_bytes(call) for name, call in calls.items()}
     best = min((m for m in METHODS[1:] if m in seconds), key=seconds.get)
-    learn(point, gradient, best)
     auto = jax_call(lambda x, k: fft_conv(x, k), arrays, gradient)
     pair = shortest({"best": calls[best], "auto": auto}, repeats=25)
     # The shortest times: of one program, medians of a few runs differ by a third.
@@ -202,12 +197,11 @@ def measure(point: Point, gradient: bool) -> Result:
 
 
 def check(only: str) -> None:
-    """Times ours and `auto` anew, prints the ratios and writes the choices that are faster."""
+    """Times ours and `auto` anew, and prints the ratios."""
     chosen = [point for point in points() if only in point.label()]
     ratios = [ratio for point in chosen for ratio in check_point(point)]
     above = sum(ratio > TOLERATED for ratio in ratios)
     print(f"{len(ratios)} times; auto / best: at most {max(ratios):.2f}, {above} above {TOLERATED}")
-    write_measured()
 
 
 def check_point(point: Point) -> Iterator[float]:
@@ -229,33 +223,12 @@ def check_point(point: Point) -> Iterator[float]:
             times = {name: min(times[name], again[name]) for name in pair}
         ratio = times["auto"] / times[best]
         print(f"{ratio:.2f}", best, point.label(), gradient, sep=" | ", flush=True)
-        if ratio > 1.1:
-            learn(point, gradient, best)
         yield ratio
 
 
 def shortest(calls: dict[str, Callable[[], object]], **limits) -> dict[str, float]:
     """The shortest time of each call."""
     return {name: min(own) for name, own in timing.series(calls, **limits).items()}
-
-
-def learn(point: Point, gradient: bool, best: str) -> None:
-    """Makes `best` the choice at this point, in this process."""
-    if point.batch:
-        return  # a point of its own, whose sizes are in the table already
-    key = (jax.default_backend(), point.dims, point.length, point.kernel, point.per_sample)
-    known = {p[:5]: p for p in fastest.POINTS}
-    old = known.get(key, measured.Point(*key, best, best))
-    known[key] = old._replace(**{"gradient" if gradient else "forward": best})
-    fastest.POINTS = tuple(known.values())
-
-
-def write_measured() -> None:
-    """Puts the choices into the library."""
-    path = Path(measured.__file__)
-    text = path.read_text(encoding="utf-8").split("POINTS: ")[0]
-    rows = "".join(f"    Point{tuple(p)!r},\n".replace("'", '"') for p in sorted(fastest.POINTS))
-    path.write_text(f"{text}POINTS: tuple[Point, ...] = (\n{rows})\n", encoding="utf-8")
 
 
 def line(result: Result) -> list[str]:
@@ -312,7 +285,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few points, writes nothing")
     parser.add_argument(
         "--check", nargs="?", const="", metavar="TEXT",
-        help="whether auto is right (at points in whose label TEXT is), and mends it",
+        help="whether auto is right (at points in whose label TEXT is)",
     )  # fmt: skip
     flags = parser.parse_args()
     quick = flags.quick
@@ -326,7 +299,6 @@ def main() -> None:
             results.append(measure(point, gradient))
             print(*line(results[-1]), "with gradient" if gradient else "", sep=" | ", flush=True)
     if not quick:
-        write_measured()
         report.write_section("convolution", page(results))
 
 

@@ -7,11 +7,8 @@
 | `per_map` | several maps with a kernel each, in one call |
 | `window` | which part of the full convolution is wanted |
 | `direct` | one multiply-add per kernel position |
-| `toeplitz` | one matrix per channel: the method `dense` |
-| `grouped` | XLA's own convolution: the method `lax` |
 | `spectral` | products of spectra: the methods `fft` and `dft` |
-| `fourier`, `sharded_fft`, `partitioning` | the transforms of `spectral` |
-| `fastest`, `measured` | which method `auto` takes, and the measurements |
+| `fourier` | their transforms |
 """
 
 from terminator_jax.ops.conv.convolution import (

@@ -3,9 +3,8 @@
     fft      real FFTs, lengths with small prime factors
     dft      the transform as matrix products, for matrix units and for the CPU
     direct   one multiply-add per kernel position, for small kernels on large maps
-    dense    one matrix per channel, from every position to every other, for small maps
     lax      XLA's own, a group for each channel, for small kernels on TPUs
-    auto     the one that was measured to be fastest, see `fastest.py`
+    auto     by platform and size: see `methods.select_method`
 
 The first two keep the spectra of map and kernel for the gradient, which then takes one transform
 and not three. `convolve_reference` is the definition that all are tested against.
@@ -22,7 +21,7 @@ from terminator_jax.ops.channels_first import to_channels_first, to_channels_las
 from terminator_jax.ops.conv.methods import convolve
 from terminator_jax.ops.conv.window import bounds
 
-METHODS = ("auto", "fft", "dft", "direct", "dense", "lax")
+METHODS = ("auto", "fft", "dft", "direct", "lax")
 PADDINGS = ("same", "causal", "valid", "circular")
 
 

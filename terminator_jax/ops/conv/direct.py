@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from terminator_jax.ops.conv.spectral import kernel_gradients
-from terminator_jax.ops.conv.toeplitz import through
 from terminator_jax.ops.conv.window import Window
 
 # Positions in the matrix products of the gradient.
@@ -72,16 +71,16 @@ def _forward(windows, maps, kernels):
 def _backward(windows, residuals, dy):
     maps, kernels = residuals
     parts = list(zip(windows, maps, kernels, jnp.split(dy, len(maps)), strict=True))
-    dmaps = tuple(_map_part(*part) for part in parts)
+    dmaps = tuple(_input_grad(*part) for part in parts)
     if dy.ndim == 3:
-        return dmaps, tuple(_sequence_part(*part) for part in parts)
+        return dmaps, tuple(_kernel_grad_1d(*part) for part in parts)
     return dmaps, tuple(kernel_gradients(windows, maps, dy, [k.shape for k in kernels]))
 
 
 direct_each.defvjp(_forward, _backward)
 
 
-def _map_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+def _input_grad(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
     """Computes the gradient of a map: a convolution with the kernel flipped.
 
     `dx[i] = Σ_j dy[j] kernel[start + j - i]`.
@@ -91,22 +90,22 @@ def _map_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) ->
     return _taps(dy, flipped, [k - 1 - s for s, k in axes], x.shape[2:])
 
 
-def _sequence_part(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+def _kernel_grad_1d(window: Window, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
     """Computes the gradient of a sequence's kernel: windows of x times a band matrix."""
     [count], k = window.count, kernel.shape[2]
     tiles = -(-count // TILE)
     tile = -(-count // tiles)
     whole = tiles * tile
     dy = jnp.pad(dy, [(0, 0), (0, 0), (0, whole - count)]).reshape(*x.shape[:2], tiles, tile)
-    windows = _windows(_padded(x, window.start, [whole], [k]), tiles, tile, tile + k - 1)
+    windows = _unfold(_padded(x, window.start, [whole], [k]), tiles, tile, tile + k - 1)
 
     def product(kernel):
-        return through(windows, _band(jnp.flip(kernel, 2), tile), "mw", "tw", "mt")
+        return _batched_einsum(windows, _toeplitz(jnp.flip(kernel, 2), tile), "mw", "tw", "mt")
 
     return jax.vjp(product, kernel)[1](dy)[0]
 
 
-def _windows(x: jax.Array, number: int, step: int, width: int) -> jax.Array:
+def _unfold(x: jax.Array, number: int, step: int, width: int) -> jax.Array:
     """Returns `x[..., n * step : n * step + width]` as row n of the last two axes."""
     shifts = range(0, width, step)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, shifts[-1] + number * step - x.shape[-1])])
@@ -114,10 +113,19 @@ def _windows(x: jax.Array, number: int, step: int, width: int) -> jax.Array:
     return jnp.concatenate(parts, -1)[..., :width]
 
 
-def _band(kernel: jax.Array, rows: int) -> jax.Array:
+def _toeplitz(kernel: jax.Array, rows: int) -> jax.Array:
     """Returns `(channels, 1 or batch, rows, rows + k - 1)`: row n has the kernel from n on."""
     k = kernel.shape[2]
     width = rows + k - 1
     row = jnp.pad(kernel, [(0, 0), (0, 0), (0, width + 1 - k)])
     flat = jnp.tile(row, rows)[..., : rows * width]
     return flat.reshape(*kernel.shape[:2], rows, width)
+
+
+def _batched_einsum(
+    x: jax.Array, matrix: jax.Array, inputs: str, axes: str, outputs: str
+) -> jax.Array:
+    """Computes `einsum` over axes besides channels and batch; the matrix may have a batch of 1."""
+    batch, matrix = ("", matrix[:, 0]) if matrix.shape[1] == 1 else ("b", matrix)
+    formula = f"cb{inputs},c{batch}{axes}->cb{outputs}"
+    return jnp.einsum(formula, x, matrix, precision=jax.lax.Precision.HIGHEST)

@@ -1,6 +1,6 @@
 """Convolution of maps with their channels first, by a method that is named or chosen.
 
-`METHODS` in `convolution.py` names them; each has a file of its own.
+`METHODS` in `convolution.py` names them.
 """
 
 import functools
@@ -12,13 +12,18 @@ import jax.numpy as jnp
 
 from terminator_jax.ops.channels_first import match_varying_axes, spatial_axes
 from terminator_jax.ops.conv.direct import direct
-from terminator_jax.ops.conv.fastest import Choice, fastest
-from terminator_jax.ops.conv.grouped import grouped
 from terminator_jax.ops.conv.spectral import DENSE_UP_TO, fft_convolve
-from terminator_jax.ops.conv.toeplitz import dense
 from terminator_jax.ops.conv.window import Window, bounds
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.platform import by_platform
+
+# Up to so many kernel positions one method, beyond them another. On a CPU by measurement:
+# docs/performance.md; elsewhere by what the compiled programs move.
+SMALL = 81
+UP_TO = {"tpu": "lax", "gpu": "direct", "cpu": "direct"}
+BEYOND = {"tpu": "dft", "gpu": "fft", "cpu": "fft"}
+# Positions per axis up to which a CPU is faster by `dft`.
+SHORT = 64
 
 # Arrays of a transform's size that exist at once, for every map and kernel: by measurement.
 SPECTRA = 2
@@ -43,7 +48,7 @@ def convolve_shared_kernel(
     kernel: jax.Array,
     *,
     padding: str = "same",
-    method: str | Choice = "auto",
+    method: str = "auto",
     correlate: bool = False,
     max_bytes: int | None = None,
 ) -> list[jax.Array]:
@@ -68,7 +73,7 @@ def _convolve(
     *,
     start: Sequence[int],
     count: Sequence[int],
-    method: str | Choice,
+    method: str,
     padding: str,
 ) -> list[jax.Array]:
     """Computes the window of the convolution of each map."""
@@ -76,19 +81,38 @@ def _convolve(
     if circular:
         kernel = _wrap_kernel(kernel, spatial)
     else:
-        kernel, start = without_useless_positions(kernel, spatial, start, count)
+        kernel, start = crop_kernel(kernel, spatial, start, count)
     window = Window(tuple(start), tuple(count), circular)
     kernel, *maps = match_varying_axes(kernel, *maps)
-    if isinstance(method, Choice):
-        return _by_choice(window, method, maps, kernel)
     if method != "auto":
         return _by_method(window, method, maps, kernel)
     size, per_sample = kernel.shape[2:], kernel.shape[1] != 1
     return by_platform(
-        lambda platform: fastest(platform, spatial, size, per_sample),
-        lambda choice: functools.partial(_by_choice, window, choice),
+        lambda platform: select_method(platform, spatial, size, per_sample),
+        lambda chosen: functools.partial(_by_method, window, chosen),
         maps, kernel,
     )  # fmt: skip
+
+
+def select_method(
+    platform: str, spatial: Sequence[int], size: Sequence[int], per_sample: bool
+) -> str:
+    """Returns what `auto` takes.
+
+    Args:
+      platform: `"cpu"`, `"gpu"` or `"tpu"`.
+      spatial: positions of the map per axis.
+      size: positions of the kernel per axis.
+      per_sample: whether each sample has a kernel of its own.
+
+    Example:
+      >>> [select_method("cpu", (n, n), (k, k), False) for n, k in ((32, 9), (32, 32), (512, 512))]
+      ['direct', 'dft', 'fft']
+    """
+    # XLA's convolution cannot have as many groups as a batch of unknown size has samples.
+    if math.prod(size) <= SMALL and not (per_sample and UP_TO[platform] == "lax"):
+        return UP_TO[platform]
+    return "dft" if platform == "cpu" and max(spatial) <= SHORT else BEYOND[platform]
 
 
 def _by_method(
@@ -106,30 +130,36 @@ def _by_method(
     if method == "direct":
         return [direct(window, x, kernel) for x in maps]
     if method == "lax":
-        return [grouped(window, x, kernel) for x in maps]
-    if method == "dense":
-        return dense(window, maps, kernel)
+        return [_lax(window, x, kernel) for x in maps]
     return fft_convolve(window, method, maps, kernel)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_choice(window: Window, choice: Choice, maps: list[jax.Array], kernel: jax.Array):
-    """Computes by the method that is fastest without a gradient or, if one is taken, with it."""
-    return _by_method(window, choice.forward, maps, kernel)
+def _lax(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Computes the window of the linear convolution by XLA's own, a group for each channel.
+
+    On TPUs it reads and writes each map once, whatever the kernel's size, where `direct` moves it
+    for every row of the kernel. On CPUs and GPUs its gradients are slow.
+    """
+    if kernel.shape[1] != 1:  # one per sample: samples are channels then
+        lead, rest = x.shape[:2], x.shape[2:]
+        x, kernel = x.reshape(-1, 1, *rest), kernel.reshape(-1, 1, *kernel.shape[2:])
+        return _lax(window, x, kernel).reshape(*lead, *window.count)
+    axes = zip(window.start, window.count, x.shape[2:], kernel.shape[2:], strict=True)
+    spatial = "HWD"[: x.ndim - 2]
+    # XLA takes the transpositions into its convolution.
+    out = jax.lax.conv_general_dilated(
+        x.swapaxes(0, 1),
+        jnp.flip(kernel, range(2, kernel.ndim)),
+        window_strides=(1,) * len(spatial),
+        padding=[(k - 1 - s, s + c - n) for s, c, n, k in axes],
+        dimension_numbers=(f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"),
+        feature_group_count=len(x),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return out.swapaxes(0, 1)
 
 
-def _by_choice_forward(window, choice, maps, kernel):
-    return jax.vjp(functools.partial(_by_method, window, choice.gradient), maps, kernel)
-
-
-def _by_choice_backward(window, choice, pullback, gradients):
-    return pullback(gradients)
-
-
-_by_choice.defvjp(_by_choice_forward, _by_choice_backward)
-
-
-def without_useless_positions(kernel, spatial, start, count):
+def crop_kernel(kernel, spatial, start, count):
     """Cuts off what of a kernel reaches no wanted result; returns it and the new start."""
     axes = list(zip(start, count, spatial, kernel.shape[2:], strict=True))
     low = [max(0, s - n + 1) for s, c, n, k in axes]

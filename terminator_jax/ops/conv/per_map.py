@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from terminator_jax.ops.channels_first import match_varying_axes
 from terminator_jax.ops.conv.direct import direct_each
-from terminator_jax.ops.conv.fastest import Choice, fastest
-from terminator_jax.ops.conv.methods import convolve, without_useless_positions
+from terminator_jax.ops.conv.methods import convolve, crop_kernel, select_method
 from terminator_jax.ops.conv.window import Window, bounds
 from terminator_jax.ops.dtypes import at_least_float32
 from terminator_jax.ops.platform import by_platform
@@ -32,31 +31,31 @@ def convolve_per_map(
     options = dict(padding=padding, correlate=correlate)
     spatial = maps[0].shape[2:]
 
-    def choose(platform: str) -> tuple[Choice, ...]:
-        return tuple(fastest(platform, spatial, k.shape[2:], False) for k in kernels)
+    def choose(platform: str) -> tuple[str, ...]:
+        return tuple(select_method(platform, spatial, k.shape[2:], False) for k in kernels)
 
-    def function(choices: tuple[Choice, ...]):
-        if set(choices) == {Choice("lax", "lax")}:
-            return functools.partial(_lax_each, **options)
-        if set(choices) == {Choice("direct", "direct")} and padding != "circular":
-            return functools.partial(_direct_each, **options)
-        return functools.partial(_each, choices, **options)
+    def function(methods: tuple[str, ...]):
+        if set(methods) == {"lax"}:
+            return functools.partial(_grouped, **options)
+        if set(methods) == {"direct"} and padding != "circular":
+            return functools.partial(_fused_shift_add, **options)
+        return functools.partial(_one_by_one, methods, **options)
 
     return by_platform(choose, function, list(maps), list(kernels))
 
 
-def _each(
-    choices: Sequence[Choice], maps: Sequence[jax.Array], kernels: Sequence[jax.Array], **options
+def _one_by_one(
+    methods: Sequence[str], maps: Sequence[jax.Array], kernels: Sequence[jax.Array], **options
 ) -> jax.Array:
-    """Computes `convolve_per_map` one after the other, each by its own methods."""
-    triples = zip(maps, kernels, choices, strict=True)
-    return jnp.concatenate([convolve(x, k, method=choice, **options) for x, k, choice in triples])
+    """Computes `convolve_per_map` one after the other, each by its own method."""
+    triples = zip(maps, kernels, methods, strict=True)
+    return jnp.concatenate([convolve(x, k, method=method, **options) for x, k, method in triples])
 
 
-def _lax_each(
+def _grouped(
     maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
 ) -> jax.Array:
-    """Computes `convolve_per_map` as one convolution of XLA's, each kernel amid zeros.
+    """Computes `convolve_per_map` as one grouped convolution, all kernels padded to the largest.
 
     Its time does not depend on the size of the kernels.
     """
@@ -67,7 +66,7 @@ def _lax_each(
     return convolve(jnp.concatenate(maps), jnp.concatenate(kernels), method="lax", **options)
 
 
-def _direct_each(
+def _fused_shift_add(
     maps: Sequence[jax.Array], kernels: Sequence[jax.Array], padding: str, correlate: bool
 ) -> jax.Array:
     """Computes `convolve_per_map` by the method `direct`, with all gradients together."""
@@ -77,7 +76,7 @@ def _direct_each(
     for kernel in kernels:
         kernel = jnp.flip(kernel, range(2, kernel.ndim)) if correlate else kernel
         start, count = bounds(spatial, kernel.shape[2:], padding, correlate)
-        kernel, start = without_useless_positions(kernel, spatial, start, count)
+        kernel, start = crop_kernel(kernel, spatial, start, count)
         windows.append(Window(tuple(start), tuple(count), False))
         useful.append(kernel)
     arrays = match_varying_axes(*(a.astype(wide) for a in (*maps, *useful)))

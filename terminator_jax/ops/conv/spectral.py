@@ -65,13 +65,13 @@ def _backward(window, method, residuals, gradients):
     products = [multiply(d, conjugate(a)) for d, a in zip(ds, spectra, strict=True)]
     total = Spectrum(*(sum(parts) for parts in zip(*products, strict=True)))
     dxs = [transform.inverse(multiply(d, back), whole) for d in ds]
-    return dxs, _kernel_part(transform, total, sizes.kernel)
+    return dxs, _kernel_grad(transform, total, sizes.kernel)
 
 
 fft_convolve.defvjp(_forward, _backward)
 
 
-def _kernel_part(transform: Transform, product: Spectrum, shape: Sequence[int]) -> jax.Array:
+def _kernel_grad(transform: Transform, product: Spectrum, shape: Sequence[int]) -> jax.Array:
     """Computes the kernel's gradient: summed over the batch if the batch shares it."""
     if shape[1] == 1:
         product = Spectrum(*(jnp.sum(part, 1, keepdims=True) for part in product))
@@ -102,7 +102,7 @@ def kernel_gradients(
     def part(x, dy):
         a = transform.forward(x, all_positions(x))
         d = transform.forward(dy, common.positions())
-        return _kernel_part(transform, multiply(d, conjugate(a)), (len(x), batch, *size))
+        return _kernel_grad(transform, multiply(d, conjugate(a)), (len(x), batch, *size))
 
     pairs = zip(maps, jnp.split(dy, len(maps)), strict=True)
     gradients = [part(*pair) for pair in pairs]

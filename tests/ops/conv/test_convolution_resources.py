@@ -27,7 +27,7 @@ def gradients(method, xs, kernels):
 
 for method in "fft", "dft":
     first = gradients(method, xs, kernels)
-    for _ in range(1000):
+    for _ in range(200):
         last = gradients(method, xs, kernels)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(last)):
         assert jnp.array_equal(a, b), method
@@ -35,9 +35,9 @@ print(len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") els
 """
 
 
-@pytest.mark.parametrize("threads", [2, 4, 8])
+@pytest.mark.parametrize("threads", [4])
 def test_many_at_once_do_not_hang(run_python, monkeypatch, threads):
-    """32 independent ones with their gradients, 1,000 times, on a pool of that many threads."""
+    """32 independent ones with their gradients, 200 times, on a pool of that many threads."""
     monkeypatch.setenv("NPROC", str(threads))
     assert int(run_python(MANY, timeout=240)) > threads
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-METHODS = ["fft", "dft", "direct", "dense"]
+METHODS = ["fft", "dft", "direct"]
 
 CODE = """
 import functools, itertools, re
