@@ -4,15 +4,15 @@
     python benchmarks/convolution.py --quick    # a few points, writes nothing
     python benchmarks/convolution.py --check    # ours only: is `auto` right?
 
-Ours are `fft`, `dft`, `direct`, `lax` (XLA's grouped convolution) and `auto`; beside them an FFT convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT
-where torch is installed. All meet the same arrays in the same process.
+Ours are `fft`, `dft`, `direct`, `lax` (XLA's grouped convolution) and `auto`; beside them an FFT
+convolution differentiated by JAX (`jnp fft`), and PyTorch's grouped convolution and FFT where torch
+is installed. All meet the same arrays in the same process.
 """
 
 import argparse
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
