@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+import absl.flags
 import absl.logging
 
 from terminator_jax.errors import DiskFull, InputError
@@ -60,8 +61,16 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
 
     def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
-        """Parses as argparse does, which takes `--flag=--` for a flag without a value."""
-        flags, rest = super().parse_known_args(*arguments)
+        """Parses as argparse does, which takes `--flag=--` for a flag without a value.
+
+        `--flagfile=FILE` is for the flags in a file, one a line, as in absl.
+        """
+        words, *more = arguments
+        try:
+            words = absl.flags.FlagValues().read_flags_from_files(words)
+        except (absl.flags.Error, OSError, UnicodeError) as error:
+            self.error(f"--flagfile: {error}")
+        flags, rest = super().parse_known_args(words, *more)
         for name, value in vars(flags).items():
             if value == []:
                 self.error(f"argument --{name}: expected one argument")

@@ -123,7 +123,7 @@ def evaluate_checkpoint(
         InputError: if there is no such run or checkpoint, or a flag is wrong.
     """
     saved = read_config(workdir)
-    config = configs.override(saved.copy_and_resolve_references(), overrides)
+    config = configs.override(saved, overrides)
     for path, values in configs.differences(saved, config).items():
         if path.partition(".")[0] in CHECKPOINT_FIELDS:
             raise InputError(f"the checkpoints were made with another config.{path} ({values})")
