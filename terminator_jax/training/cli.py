@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import absl.flags
 import absl.logging
 
-from terminator_jax.errors import DiskFull, InputError
+from terminator_jax.errors import DiskFailure, InputError
 from terminator_jax.training import interrupt, paths
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _run(command: Callable[[Sequence[str]], int], extra: str) -> NoReturn:
             print(line, file=sys.stderr)
         if code is None:
             raise
-        if isinstance(error, DiskFull):
+        if isinstance(error, DiskFailure):
             sys.stderr.flush()
             os._exit(code)  # sys.exit would try again to write what is left, and fail in many lines
     sys.exit(code)
