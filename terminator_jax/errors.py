@@ -6,6 +6,8 @@ import sys
 
 # What the system says when there is no more room.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# What it says of a disk that fails, and of one that it lets nobody write to any more.
+FAILED = (errno.EIO, errno.EROFS)
 
 
 class InputError(ValueError):
@@ -23,8 +25,8 @@ class SystemFailure(InputError):
     exit_code = 1
 
 
-class DiskFull(SystemFailure):
-    """Says in one line where there is no more room; exit code 1."""
+class DiskFailure(SystemFailure):
+    """Says in one line which disk is full, fails or can only be read; exit code 1."""
 
 
 def one_line(error: object) -> str:
@@ -56,8 +58,9 @@ def cannot_write(path: object, error: OSError, hint: str = "choose another place
         runs/a cannot be written: the disk is full: make room, or choose another place
     """
     if error.errno in FULL:
-        return DiskFull(f"{path} cannot be written: the disk is full: make room, or {hint}")
-    return InputError(f"{path} cannot be written: {error.strerror or error}: {hint}")
+        return DiskFailure(f"{path} cannot be written: the disk is full: make room, or {hint}")
+    kind = DiskFailure if error.errno in FAILED else InputError
+    return kind(f"{path} cannot be written: {error.strerror or error}: {hint}")
 
 
 @functools.cache

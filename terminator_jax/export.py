@@ -42,8 +42,11 @@ def main(arguments: Sequence[str]) -> int:
         default=8,
         help="of the values of the pictures, as in training (default: 8)",
     )
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 23)")
     flags = parser.parse_args(arguments)
     form = flags.format or SUFFIXES.get(flags.out.suffix.lower(), "stablehlo")
+    if flags.opset is not None and (form != "onnx" or flags.opset < 1):
+        raise InputError(f"--opset is {flags.opset}, and must be 1 or more, for an .onnx file only")
     # Imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax import exporting
 
@@ -53,9 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if form == "safetensors":
             exporting.copy_safetensors(Path(os.path.expanduser(flags.model)), flags.out)
+        elif form == "onnx":
+            exporting.write_onnx(loaded, flags.out, dtype=dtype, opset=flags.opset or 23)
         else:
-            write = exporting.write_onnx if form == "onnx" else exporting.write_stablehlo
-            write(loaded, flags.out, dtype=dtype)
+            exporting.write_stablehlo(loaded, flags.out, dtype=dtype)
     except OSError as error:
         raise cannot_write(flags.out, error) from error
     print(f"{flags.out}: {form}, {flags.out.stat().st_size / 1e6:.1f} MB")

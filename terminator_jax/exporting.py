@@ -72,7 +72,7 @@ def write_stablehlo(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
     _write(file, content.getvalue())
 
 
-def write_onnx(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
+def write_onnx(loaded: LoadedModel, file: Path, *, dtype=np.uint8, opset: int = 23) -> None:
     """Writes an ONNX file: input `pictures`, output `logits`, what it is in its metadata.
 
     ONNX Runtime must give the model's own logits, or nothing is written.
@@ -81,6 +81,7 @@ def write_onnx(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
         loaded: the model.
         file: the ONNX file.
         dtype: of pictures, uint8 or uint16.
+        opset: the version of ONNX's operators.
 
     Raises:
         InputError: if jax2onnx cannot convert the model, or converts it wrongly.
@@ -95,7 +96,7 @@ def write_onnx(loaded: LoadedModel, file: Path, *, dtype=np.uint8) -> None:
     try:
         with only("tpu"):  # by XLA's convolutions and matrix products, which ONNX has too
             model = jax2onnx.to_onnx(
-                logits, [pictures], input_names=["pictures"], output_names=["logits"]
+                logits, [pictures], opset=opset, input_names=["pictures"], output_names=["logits"]
             )
         about = {name: json.dumps(value) for name, value in describe(loaded, dtype).items()}
         onnx.helper.set_model_props(model, about)

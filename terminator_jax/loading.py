@@ -36,9 +36,9 @@ from terminator_jax.ops.dtypes import at_least_float32
 FILE_NAME = "model.safetensors"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A trained model and what is needed to use it.
+    """A trained model and what is needed to use it; equal to itself alone, and hashable.
 
     Attributes:
       model: the NNX module, after `eval()`.

@@ -99,6 +99,7 @@ class Session:
         self._waiting: collections.deque[Request] = collections.deque()
         self._worker: ThreadPoolExecutor | None = None
         self._changed = threading.Condition()  # guards the two
+        self._process = os.getpid()
 
     @classmethod
     def connect(
@@ -149,7 +150,9 @@ class Session:
 
         Raises:
             ValueError: if the function gives no result for each row.
+            RuntimeError: in a forked process.
         """
+        self._check_process()
         function, state, shape, dtype = self.served
         for size in self._sizes[len(self._compiled) :]:
             data = jax.ShapeDtypeStruct((size, *shape), dtype)
@@ -165,6 +168,8 @@ class Session:
 
     def stop(self) -> None:
         """Answers what has been sent, and ends; the session can be started again."""
+        if os.getpid() != self._process:
+            return  # the thread and the requests are those of the process that was forked
         with self._changed:
             worker, self._worker = self._worker, None
         if worker is not None:
@@ -188,8 +193,9 @@ class Session:
         Raises:
             ValueError: for data of another shape.
             TypeError: for data of another dtype.
-            RuntimeError: if the session is not running.
+            RuntimeError: if the session is not running, or in a forked process.
         """
+        self._check_process()
         request = Request(self._checked(data), Future())
         with self._changed:
             if self._worker is None:
@@ -212,11 +218,21 @@ class Session:
         Raises:
             TimeoutError: if they are not there in time; the ticket stays good.
             TypeError: for what is no ticket.
+            RuntimeError: in a forked process.
             Exception: what the computation of this request raised.
         """
+        self._check_process()
         if not isinstance(ticket, Future):
             raise TypeError(f"a ticket is what send_data returns, got {type(ticket).__name__}")
         return ticket.result(timeout)
+
+    def _check_process(self) -> None:
+        """Raises RuntimeError in a forked process, which has no thread that would ever answer."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"the session is of process {self._process}, and this is a fork of it: make a"
+                " session in each process, after it has started"
+            )
 
     def _checked(self, data: np.ndarray | jax.Array) -> np.ndarray:
         _, _, shape, dtype = self.served

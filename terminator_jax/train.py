@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from terminator_jax.errors import InputError
-from terminator_jax.training import cli, interrupt, paths
+from terminator_jax.training import cli, interrupt, lock, paths
 
 DESCRIPTION = """\
 Trains a model, or resumes a run that was stopped.
@@ -20,6 +20,7 @@ An experiment is a Python file, or else the bare name of one that comes with the
 below). It sets fields of a configuration. All fields and their defaults are in default_config() of
 terminator_jax/training/config.py, and each can be changed by a flag, as in
 --config.optimizer.learning_rate=0.002 or --config.model.options.num_classes=5
+--config=FILE.py:ARGUMENT calls get_config(ARGUMENT). --flagfile=FILE reads flags, one a line.
 
 Call the same command again to resume after Ctrl-C or a crash. Watch: tensorboard --logdir=runs
 
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     _add_processes(parser)
     flags, overrides = parser.parse_known_args(arguments)
+    lock.check_system()
     workdir = cli.run_directory(flags)
     several = _check_processes(flags)
     if several:  # a lost process is told in one line of our own, without JAX's stack

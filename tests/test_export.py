@@ -90,7 +90,7 @@ ONNX = """
     jax2onnx.to_onnx = lambda f, *args, **options: convert(
         lambda x: factor * f(x) if factor != 1 else f(x), *args, **options
     )
-    sys.argv[1:], sys.stderr = [{source!r}, {file!r}], sys.stdout
+    sys.argv[1:], sys.stderr = [{source!r}, {file!r}, "--opset=21"], sys.stdout
     try:
         cli.run(export.main)
     except SystemExit as ended:
@@ -119,9 +119,10 @@ def converter(run_python):
 
 def test_onnx(converter, workdir, run_python, unoptimized, tmp_path):
     """The whole of a Terminator, by ONNX Runtime; batches of several sizes."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx, onnxruntime = map(pytest.importorskip, ("onnx", "onnxruntime"))
     file = tmp_path / "tiny.onnx"
     out = run_python(ONNX.format(factor=1, source=str(workdir), file=str(file)), optimize=False)
+    assert onnx.load(file).opset_import[0].version == 21
     assert out.startswith(f"{file}: onnx, ") and out.endswith("exit code 0\n")
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
@@ -170,6 +171,7 @@ def test_wrong_use(run_main, linear, tmp_path):
         ([linear, tmp_path / "no" / "a.zip"], "a.zip cannot be written: No such file or directory"),
         ([linear, tmp_path, "--format=safetensors"], "cannot be written: Is a directory"),
         ([linear, "a.zip", "--format=pb"], "invalid choice: 'pb'"),
+        ([linear, "a.zip", "--opset=21"], "--opset is 21, and must be 1 or more, for an .onnx"),
     ):
         code, out, err = run_main("export", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and says in err

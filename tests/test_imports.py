@@ -16,6 +16,7 @@ FLOORS = [
     "errors",
     "atomic",
     "npz",
+    "classes",
     "ops",
     "layers",
     "models",
@@ -30,6 +31,7 @@ THIRD_PARTY = {
     "errors": set(),
     "atomic": set(),
     "npz": {"numpy"},
+    "classes": {"numpy"},
     "ops": {"jax", "numpy"},
     "layers": {"flax", "jax", "numpy"},
     "models": {"flax", "jax", "numpy"},
@@ -167,3 +169,37 @@ def test_training_starts_without_pytorch(run_python):
         """
     )
     assert out == "[]\n"
+
+
+def test_without_what_windows_lacks(run_python, tmp_path):
+    """Everything is imported, and what needs no training works; `train` says what is missing."""
+    run_python(
+        f"""
+        import importlib, os, signal, sys
+        from pathlib import Path
+        sys.modules["fcntl"] = None
+        for name in ("SIGHUP", "SIGUSR1", "SIGKILL"):
+            delattr(signal, name)
+        del os.O_NOFOLLOW
+        for path in Path("terminator_jax").rglob("*.py"):
+            importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+        import io, runs
+        from terminator_jax import export, predict, train
+        workdir = str(runs.write_linear(Path({str(tmp_path)!r}) / "linear"))
+        np = runs.np
+        np.save({str(tmp_path / "a.npy")!r}, runs.pictures()[0][:2])
+        for module, code, arguments in (
+            (predict, 0, [workdir, {str(tmp_path / "a.npy")!r}]),
+            (export, 0, [workdir, {str(tmp_path / "a.zip")!r}]),
+            (train, 1, ["--config=digits", {f"--workdir={tmp_path / 'run'}"!r}]),
+        ):
+            sys.argv[1:], sys.stderr = arguments, io.StringIO()
+            try:
+                module.cli.run(module.main, is_service=module is train)
+            except SystemExit as ended:
+                said = sys.stderr.getvalue()
+                assert ended.code == code, said
+        assert said.startswith("error: training needs the file locks") and said.count("\\n") == 1
+        """
+    )
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """The model of a run in one line of other people's code."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -195,3 +196,16 @@ def test_what_is_no_model_of_ours_is_one_line(run, tmp_path):
     for options in ({"size": [10**9, 10**9]}, {"num_classes": 10**12}, {"size": "ab"}):
         model = {**config["model"], "options": options}
         refused(good, holds, config=json.dumps({**config, "model": model}))
+
+
+def test_a_loaded_model_is_a_key_of_a_cache(tmp_path):
+    loaded, calls = terminator_jax.load_model(runs.write_linear(tmp_path / "run")), []
+
+    @functools.lru_cache
+    def cached(model):
+        calls.append(model)
+        return len(calls)
+
+    again = terminator_jax.load_model(tmp_path / "run")
+    assert (cached(loaded), cached(loaded), cached(again)) == (1, 1, 2)
+    assert loaded == loaded and loaded != again

@@ -249,6 +249,36 @@ def test_wrong_use(tmp_path, workdir):
         assert says in str(raised.value)
 
 
+def test_a_forked_process_is_told(run_python):
+    """Its copy of the session has no thread that would answer; leaving it ends nothing."""
+    out = run_python(
+        """
+        import os, sys, warnings
+        import numpy as np
+        from terminator_jax.serve import Served, Session
+        warnings.simplefilter("ignore")  # JAX warns of the fork
+        data = np.ones((1, 3), np.float32)
+        served = Served(lambda two, x: two * x, 2.0, shape=(3,), dtype=np.dtype(np.float32))
+        with Session(served, max_batch=1) as session:
+            ticket = session.send_data(data)
+            if os.fork() == 0:
+                for call in (lambda: session.send_data(data), session.start,
+                             lambda: session.receive_data(ticket, timeout=5)):
+                    try:
+                        call()
+                    except RuntimeError as error:
+                        print(error, flush=True)
+                session.stop()
+                os._exit(0)
+            os.wait()
+            print(session.receive_data(session.send_data(data)).tolist())
+        """,
+    )
+    *told, answer = out.splitlines()
+    assert len(told) == 3 and answer == "[[2.0, 2.0, 2.0]]"
+    assert all("make a session in each process" in line for line in told)
+
+
 def test_what_a_session_is_for():
     """Data of 64 bits only where JAX has them; shapes as people write them."""
     with pytest.raises(ValueError, match="data of int64 need JAX_ENABLE_X64=1"):

@@ -7,7 +7,6 @@ leaves a folder that the next one removes.
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -89,6 +88,8 @@ def _alone(folder: Path) -> Iterator[bool]:
     Gives False where the file system has no locks. The lock ends with the process.
     """
     descriptor = os.open(folder, os.O_RDONLY)
+    import fcntl  # which Windows does not have
+
     try:
         locked = True
         try:

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+import absl.flags
 import absl.logging
 
-from terminator_jax.errors import DiskFull, InputError
+from terminator_jax.errors import DiskFailure, InputError
 from terminator_jax.training import interrupt, paths
 
 if TYPE_CHECKING:
@@ -60,8 +61,16 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--step", default="best", help="the step of a checkpoint (default: best)")
 
     def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
-        """Parses as argparse does, which takes `--flag=--` for a flag without a value."""
-        flags, rest = super().parse_known_args(*arguments)
+        """Parses as argparse does, which takes `--flag=--` for a flag without a value.
+
+        `--flagfile=FILE` is for the flags in a file, one a line, as in absl.
+        """
+        words, *more = arguments
+        try:
+            words = absl.flags.FlagValues().read_flags_from_files(words)
+        except (absl.flags.Error, OSError, UnicodeError) as error:
+            self.error(f"--flagfile: {error}")
+        flags, rest = super().parse_known_args(words, *more)
         for name, value in vars(flags).items():
             if value == []:
                 self.error(f"argument --{name}: expected one argument")
@@ -160,7 +169,7 @@ def _run(command: Callable[[Sequence[str]], int], extra: str) -> NoReturn:
             print(line, file=sys.stderr)
         if code is None:
             raise
-        if isinstance(error, DiskFull):
+        if isinstance(error, DiskFailure):
             sys.stderr.flush()
             os._exit(code)  # sys.exit would try again to write what is left, and fail in many lines
     sys.exit(code)

@@ -12,12 +12,16 @@ changes what it needs:
         return config
 """
 
+import contextlib
+import copy
 import dataclasses
 import difflib
 import json
 import os
 import runpy
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 from terminator_jax.errors import InputError, one_line
 from terminator_jax.loading import lists_to_tuples
 from terminator_jax.models import make_config
-from terminator_jax.training.paths import experiment_file
+from terminator_jax.training.paths import experiment_file, split_argument
 from terminator_jax.training.validation import check, find, flatten, short
 
 # The beginning of a flag for an option of the model.
@@ -163,35 +167,65 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Args:
         path: a Python file with a function `get_config()`, or the name of one: see
-            `paths.experiment_file`.
+            `paths.experiment_file`. It may import its neighbours. After a colon, as in
+            `file.py:small`, comes an argument for `get_config`.
         overrides: as on the command line: `["--config.optimizer.learning_rate=0.01"]`.
 
     Raises:
         InputError: if there is no such file, it fails, or a field is unknown, of the wrong type or
             out of range.
     """
-    path = experiment_file(path)
+    name, argument = split_argument(path)
+    path = experiment_file(name)
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        with _importing_from(path.absolute().parent):
+            config = runpy.run_path(str(path))["get_config"](*argument)
     except Exception as error:
-        raise InputError(f"{path} fails: {type(error).__name__}: {one_line(error)}") from error
+        problem = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{_place(path, error)} fails: {problem}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"get_config() of {path} must return a ConfigDict, not {config!r:.40}")
     return override(config, overrides)
 
 
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Lets a file import its neighbours, which are forgotten: those of another may be named so."""
+    known = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == folder:
+                del sys.modules[name]
+
+
+def _place(path: Path, error: Exception) -> str:
+    """Returns the last line of an experiment's file, or of its neighbours, that led to an error."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).absolute().parent == path.absolute().parent]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else str(path)
+
+
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Applies flags such as `--config.data.flip=True` to a configuration, and validates it.
+    """Returns a configuration with flags such as `--config.data.flip=True` applied; validates it.
 
     Example:
-        >>> override(default_config(), ["--config.epochs=3"]).epochs
-        3
+        >>> config = default_config()
+        >>> override(config, ["--config.epochs=3"]).epochs, config.epochs
+        (3, 30)
         >>> override(default_config(), ["--config.epoch=3"])
         Traceback (most recent call last):
         ...
         terminator_jax.errors.InputError: there is no config.epoch: did you mean config.epochs?
     """
     options = [argument for argument in overrides if argument.startswith(OPTION_FLAG)]
+    config = copy.deepcopy(config)  # absl changes what it is given; references stay references
     config = _parse(config, [argument for argument in overrides if argument not in options])
     if options:
         config = _parse(_with_options(config, options), options)
@@ -236,7 +270,6 @@ def _with_options(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise InputError(f"there is no config.model.options.{name}: {hint}")
         own[name] = known[name]
-    config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.options = own | config.model.options.to_dict()
     return config

@@ -124,7 +124,7 @@ def evaluate_checkpoint(
         InputError: if there is no such run or checkpoint, or a flag is wrong.
     """
     saved = read_config(workdir)
-    config = configs.override(saved.copy_and_resolve_references(), overrides)
+    config = configs.override(saved, overrides)
     known = provenance.read(workdir)
     for path, values in configs.differences(saved, config).items():
         if path.partition(".")[0] in CHECKPOINT_FIELDS:

@@ -8,15 +8,28 @@ locks there is none.
 
 import contextlib
 import datetime
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from terminator_jax.errors import InputError, cannot_write
+from terminator_jax.errors import InputError, SystemFailure, cannot_write
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    fcntl = None
 
 FILE_NAME = "lock"
+
+
+def check_system() -> None:
+    """Raises SystemFailure where a run's directory cannot be locked, which is on Windows."""
+    if fcntl is None:
+        raise SystemFailure(
+            "training needs the file locks of Linux or macOS: on Windows, train in WSL; predict, "
+            "export and load_model work here too"
+        )
 
 
 @contextlib.contextmanager
@@ -36,6 +49,7 @@ def one_writer(workdir: Path) -> Iterator[None]:
         ...
         terminator_jax.errors.InputError: process ... trains in ...
     """
+    check_system()
     file = workdir / FILE_NAME
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -57,14 +57,28 @@ def experiment_file(name: str | Path) -> Path:
     raise InputError(f"there is no configuration file or experiment {str(name)!r}: {hint}")
 
 
+def split_argument(experiment: str | Path) -> tuple[str, list[str]]:
+    """Returns the file or the name of an experiment, and the argument for its `get_config`, if any.
+
+    Example:
+        >>> split_argument("mine.py:small"), split_argument("digits")
+        (('mine.py', ['small']), ('digits', []))
+    """
+    name, colon, argument = str(experiment).rpartition(":")
+    if not colon or Path(experiment).is_file() or Path(name).suffix not in ("", ".py"):
+        return str(experiment), []
+    return name, [argument]
+
+
 def default_workdir(experiment: str | Path) -> Path:
     """Returns where a run of an experiment writes unless told otherwise: `runs/NAME`.
 
     Example:
-        >>> print(default_workdir("experiments/cifar10.py"))
-        runs/cifar10
+        >>> print(default_workdir("experiments/cifar10.py"), default_workdir("mine.py:small"))
+        runs/cifar10 runs/mine-small
     """
-    return Path("runs") / Path(experiment).stem
+    name, argument = split_argument(experiment)
+    return Path("runs") / "-".join([Path(name).stem, *(re.sub(r"\W+", "-", a) for a in argument)])
 
 
 def local_directory(name: str) -> Path:

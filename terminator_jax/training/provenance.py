@@ -44,7 +44,7 @@ def read(workdir: Path) -> Provenance | None:
     try:
         found = json.loads((workdir / FILE_NAME).read_text("utf-8"))
         return Provenance(**found)._replace(classes=tuple(found["classes"]))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, TypeError, KeyError) as error:
         warn_once(f"{workdir / FILE_NAME} cannot be read: {error}")

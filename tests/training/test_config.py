@@ -1,6 +1,8 @@
 """Configurations: experiments, flags, JSON."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,9 +78,16 @@ def test_flags_change_fields_of_every_type():
     ("source", "says"),
     [
         ("def get_config(): return 3", "must return a ConfigDict, not 3"),
+        ("\nx = (", r"experiment\.py:2 fails: SyntaxError: "),
         ("x = 1", "fails: KeyError: 'get_config'"),
-        ("import nonsense", "fails: ModuleNotFoundError: No module named 'nonsense'"),
-        ("def get_config(): 1 / 0", "fails: ZeroDivisionError: division by zero"),
+        (
+            "import nonsense",
+            r"experiment\.py:1 fails: ModuleNotFoundError: No module named 'nonsense'",
+        ),
+        (
+            "\ndef get_config(): 1 / 0",
+            r"experiment\.py:2 fails: ZeroDivisionError: division by zero",
+        ),
         (
             "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()",
             "config.[a-z_]+ is missing: start from default_config",
@@ -86,7 +95,7 @@ def test_flags_change_fields_of_every_type():
         (
             "from terminator_jax.training.config import default_config\n"
             "def get_config():\n    c = default_config()\n    c.epoch = 3\n    return c",
-            "fails: AttributeError: .*epoch",
+            r"experiment\.py:4 fails: AttributeError: .*epoch",
         ),
     ],
 )
@@ -124,3 +133,68 @@ def test_what_may_change_while_a_run_lasts():
     config = configs.default_config()
     config.log_every_steps, config.data.in_memory, config.seed = 1, False, 5
     assert configs.differences(configs.default_config(), config) == {"seed": "0 there, 5 now"}
+
+
+SWEEP = ["--config.seed=1", "--config.data.mean=(0.1,)", "--config.model.options.num_classes=5"]
+
+
+@pytest.mark.parametrize("refused", [[], ["--config.batch_size=-1"], ["--config.epoch=3"]])
+def test_override_leaves_its_argument_as_it_was(refused):
+    config = configs.default_config()
+    with config.unlocked():
+        config.model.options.branches = [[3, "x", "h"]]
+    config.data.hidden_seed = config.get_ref("seed") * 2
+    before = configs.to_json(config)
+    with pytest.raises(InputError) if refused else contextlib.nullcontext():
+        found = configs.override(config, [*SWEEP, *refused])
+        assert (found.seed, found.data.hidden_seed, found.data.mean) == (1, 2, (0.1,))
+        found.model.options.branches[0][0] = 5
+        found.loss.l2 = 0.5
+    assert configs.to_json(config) == before and config.is_locked
+
+
+def test_read_leaves_the_configuration_of_a_file_as_it_was(tmp_path):
+    """A file may return one that it, or another module, keeps."""
+    path = tmp_path / "kept.py"
+    path.write_text(
+        "import sys\nfrom terminator_jax.training.config import default_config\n"
+        "def get_config():\n    return sys.__dict__.setdefault('kept', default_config())\n"
+    )
+    try:
+        assert configs.read(path, ["--config.seed=3"]).seed == 3
+        assert configs.read(path).seed == 0
+    finally:
+        del sys.kept
+
+
+def test_an_experiment_imports_its_neighbours(tmp_path):
+    """Also two whose neighbours have the same name; nothing stays behind."""
+    before, found = (sys.path.copy(), set(sys.modules)), []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "my_base.py").write_text(
+            "from terminator_jax.training.config import default_config\n"
+            f"def get_config():\n    c = default_config()\n    c.seed = {len(found)}\n"
+            "    return c\n"
+        )
+        (folder / "mine.py").write_text(
+            "def get_config(epochs='30'):\n    from my_base import get_config\n"
+            "    c = get_config()\n    c.epochs = int(epochs)\n    return c\n"
+        )
+        found.append(configs.read(folder / "mine.py"))
+    assert [config.seed for config in found] == [0, 1]
+    assert configs.read(f"{tmp_path}/a/mine.py:7").epochs == 7
+    assert (sys.path, "my_base" in sys.modules) == (before[0], False)
+    with pytest.raises(InputError, match=r"mine\.py:4 fails: ValueError: invalid literal"):
+        configs.read(f"{tmp_path}/a/mine.py:many")
+
+
+def test_flags_of_a_file(run_main, tmp_path):
+    file = tmp_path / "flags"
+    file.write_text(f"# a comment\n--workdir={tmp_path / 'run'}\n--config.seed=-1\n")
+    code, _, err = run_main("train", "--config=digits", f"--flagfile={file}")
+    assert (code, err.count("\n")) == (2, 1) and "config.seed is -1" in err
+    code, _, err = run_main("evaluate", f"--flagfile={file}")
+    assert (code, err.count("\n")) == (2, 1) and f"{tmp_path / 'run'} holds no run" in err
+    code, _, err = run_main("train", "--config=digits", f"--flagfile={tmp_path / 'no'}")
+    assert (code, err.count("\n")) == (2, 1) and "Unable to open flagfile" in err

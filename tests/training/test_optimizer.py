@@ -6,16 +6,20 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import terminator_jax
 from terminator_jax.errors import InputError
+from terminator_jax.models import MODELS, make_config
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop
 from terminator_jax.training.evaluation import evaluate_checkpoint, make_evaluate
 from terminator_jax.training.meter import Meter
-from terminator_jax.training.optimizer import make_optimizer
+from terminator_jax.training.optimizer import decay_mask, make_optimizer
 from terminator_jax.training.setup import make_run
+from terminator_jax.training.state import ravel
 from terminator_jax.training.step import make_train_step
 
 
@@ -47,6 +51,57 @@ def test_a_clipped_gradient_has_the_norm_asked_for_and_its_direction():
     for grad, expected in (([3.0, 4.0], [-0.3, -0.4]), ([0.1, 0.2], [-0.1, -0.2])):
         update, _ = tx.update(jnp.array(grad), tx.init(params), params)
         np.testing.assert_allclose(update, expected, rtol=1e-6)
+
+
+BIASES = {"bias", "scalar", "position", "gabor_bias", "out_bias", "mixer_bias", "mix_bias"}
+DECAYED = {
+    "terminator": (
+        {"kernel", "weight", "gabor_weight", "out_weight", "mixer_weight", "mix_weight"}
+        | {"context_weight", "reduce_weight"},
+        BIASES | {"context_bias", "reduce_bias"},
+    ),
+    "lambda_resnet": ({"kernel", "table"}, {"bias", "scale"}),
+    "nonlinear_transformer": ({"kernel", "embedding"}, {"bias", "scale"}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_decay_and_nothing_else(name):
+    """By the last part of the names, in some variants; each value where `ravel` puts it."""
+    for variant in list(MODELS[name].variants)[::3]:
+        model = nnx.eval_shape(
+            lambda variant=variant: MODELS[name].module(
+                make_config(name, variant, {}), dtype=None, param_dtype=np.float32,
+                axis_name=None, remat=False, rngs=nnx.Rngs(0),
+            )
+        )  # fmt: skip
+        params = nnx.state(model, nnx.Param)
+        rows = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
+        found = {True: set(), False: set()}
+        for number, (path, leaf) in enumerate(nnx.to_flat_state(rows)):
+            leaf.set_value(np.full(leaf.shape, number, np.float32))
+            found[str(path[-1]) in DECAYED[name][0]].add(str(path[-1]))
+        assert found[True] <= DECAYED[name][0] and found[False] <= DECAYED[name][1]
+        mask, numbers = decay_mask(params), ravel(rows)
+        for number, (path, _) in enumerate(nnx.to_flat_state(rows)):
+            assert set(mask[numbers == number]) == {str(path[-1]) in DECAYED[name][0]}, path
+
+
+def test_adamw_is_that_of_optax_with_a_mask(make):
+    """Also its state, so that checkpoints of before are read."""
+    run = make_run(make("optimizer.weight_decay=0.5", "optimizer.warmup_epochs=0"))
+    params, state = run.named_parameters(), run.state
+    tree = jax.tree.map(lambda x: jnp.ones(x.shape), params)
+    own = jax.tree.map(lambda x: x * 0 + 1, ravel(params))
+    mask = jax.tree.map(lambda x: x.ndim > 1, tree)  # of this model, which has nothing stacked
+    tx = optax.adamw(run.schedule, weight_decay=0.5, mask=mask)
+    grads = jax.tree.map(jnp.sin, tree)
+    expected, _ = tx.update(grads, tx.init(tree), tree)
+    found, _ = run.tx.update(jnp.sin(own), run.tx.init(own), own)
+    np.testing.assert_allclose(found, ravel(expected), rtol=1e-6)
+    assert len(set(np.asarray(found))) == 2
+    plain = optax.adamw(run.schedule, weight_decay=0.5)  # as in checkpoints of before
+    assert jax.tree.structure(state.opt_state) == jax.tree.structure(plain.init(own))
 
 
 SGD = ["optimizer.name=sgd", "optimizer.learning_rate=0.1", "dtype=float64"]
@@ -195,6 +250,7 @@ def test_accumulation_on_several_devices(run_python, tmp_path):
 
         from terminator_jax.training import config as configs
         from terminator_jax.training.setup import make_run
+from terminator_jax.training.state import ravel
         from terminator_jax.training.step import make_train_step
 
         flags = [f"--config.{{field}}" for field in {[*EMA, *SGD[:2]]}]
