@@ -1,7 +1,6 @@
 """Trains a model. See `--help`."""
 
 import argparse
-import contextlib
 import signal
 import textwrap
 from collections.abc import Sequence
@@ -54,8 +53,6 @@ def main(arguments: Sequence[str]) -> int:
     lock.check_system()
     workdir = cli.run_directory(flags)
     several = _check_processes(flags)
-    if several:  # a lost process is told in one line of our own, without JAX's stack
-        cli.hide_jaxlib_log(cli.NOTHING)
 
     # What follows imports JAX, which --help and a wrong flag need not wait for.
     from terminator_jax.training import config
@@ -67,21 +64,20 @@ def main(arguments: Sequence[str]) -> int:
 
     if configuration.compilation_cache:
         compilation_cache.enable()
-    with distributed.exit_if_a_process_is_lost() if several else contextlib.nullcontext():
-        if several:
-            _join(flags, configuration)
-        first = not several or jax.process_index() == 0
-        if flags.workdir is None and first:
-            print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
-        try:
-            result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
-        except Exception as error:
-            if (log := workdir / "log.jsonl").exists():
-                error.add_note(f"the log is {log}")
-            raise
-        asked = result.signal
-        if several and not result.is_done:
-            asked = distributed.signal_of_any(asked)
+    if several:
+        _join(flags, configuration)
+    first = jax.process_index() == 0
+    if flags.workdir is None and first:
+        print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
+    try:
+        result = loop.train(configuration, workdir, cli.same_command("terminator_jax.train"))
+    except Exception as error:
+        if (log := workdir / "log.jsonl").exists():
+            error.add_note(f"the log is {log}")
+        raise
+    asked = result.signal
+    if several and not result.is_done:
+        asked = distributed.signal_of_any(asked)
     if first:
         _report(result, workdir)
     # A scheduler starts a process again that it stopped and that ended well.

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from terminator_jax.loading import LoadedModel
 
 FAILED = 1
-# An environment variable that jaxlib reads when it is imported, and two of its values.
-LOG_LEVEL, ONLY_FATAL, NOTHING = "TF_CPP_MIN_LOG_LEVEL", 3, 9
+# An environment variable that jaxlib reads when it is imported, and one of its values.
+LOG_LEVEL, ONLY_FATAL = "TF_CPP_MIN_LOG_LEVEL", 3
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,33 +1,16 @@
-"""Joins the processes of a run, compares what they were started with, and ends them together.
+"""Joins the processes of a run, compares what they were started with, and stops them together.
 
-What jax 0.10.2 does by itself, with two processes on one host:
-
-    process 0's port is taken    it crashes (SIGSEGV) after 1 s, the other aborts after the timeout
-    a process does not come      the others abort with a C++ stack 6 s after the timeout
-    a process is killed          on CPU an exception of Gloo after 0.1 s, and while the process
-                                 leaves an abort; elsewhere as if it were stopped
-    a process is stopped         the others abort with a C++ stack after the heartbeat's timeout
-
-Process 0's port is tried before JAX opens it; one that JAX finds by itself is read from JAX's log,
-by the logger's name and the message's words. An abort is the signal SIGABRT: its handler prints one
-line instead and ends the process with exit code 1. `TF_CPP_MIN_LOG_LEVEL=9`, which must be set
-before jax is imported, keeps the C++ stack silent.
+A process that does not come, or is lost, ends the others within two minutes: JAX aborts them, and
+says why on stderr. What was saved is whole.
 """
 
-import contextlib
-import ctypes
-import functools
 import hashlib
 import json
-import logging
 import os
 import signal
 import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,10 +22,9 @@ from terminator_jax.data.examples import Examples
 from terminator_jax.errors import InputError, SystemFailure, one_line
 from terminator_jax.training.validation import flatten
 
-# Seconds without a sign of life after which JAX calls a process lost.
+# Seconds without a sign of life after which JAX calls a process lost, and for which a process that
+# ends waits for the others.
 HEARTBEAT_S = 30
-# Seconds for which a process that failed waits for others that fail like it.
-LEAVE_S = 15
 # Fields that each process may have for itself: they do not change what it computes.
 OWN_FIELDS = {
     "compilation_cache",
@@ -51,34 +33,6 @@ OWN_FIELDS = {
     "data.in_memory",
     "profile",
 }
-# Words in the errors that JAX raises when another process is lost.
-LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
-
-_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_set_handler = ctypes.pythonapi.PyOS_setsig
-_set_handler.argtypes, _set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-_get_handler = ctypes.pythonapi.PyOS_getsig
-_get_handler.argtypes, _get_handler.restype = (ctypes.c_int,), ctypes.c_void_p
-# Held by the thread that ends the process.
-_last_word = threading.Lock()
-# What C may call later must not be collected.
-_kept: list[Any] = []
-
-
-class _Member(NamedTuple):
-    """This process among others.
-
-    Attributes:
-        name: as in "process 0 of 2".
-        notice: tells JAX's preemption service that this process is to stop.
-    """
-
-    name: str
-    notice: Callable[[], None]
-
-
-# None unless `join` was called.
-_member: _Member | None = None
 
 
 def join(
@@ -102,158 +56,38 @@ def join(
         timeout_s: seconds in which all must have come.
 
     Raises:
-        InputError: if the coordinator's name is unknown, or JAX finds nothing.
-        SystemFailure: if process 0's port is taken, or nobody listens there in time.
+        InputError: if JAX finds no processes.
+        SystemFailure: if process 0's port is taken, at which JAX would crash.
     """
-    global _member
-    if coordinator is not None:
-        _check_coordinator(coordinator, process_id, timeout_s)
+    if coordinator is not None and process_id == 0:
+        try:
+            socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+        except OSError as error:
+            reason = os.strerror(error.errno)
+            raise SystemFailure(f"process 0 cannot listen at {coordinator}: {reason}") from error
     jax.config.update("jax_enable_preemption_service", True)
-    _end_at_abort(
-        f"error: not all processes of this run joined within {timeout_s} s: start as many as there "
-        "are, with the same coordinator, or give them longer by --join_timeout"
-    )
     try:
-        with _check_port_in_log():
-            jax.distributed.initialize(
-                coordinator,
-                num_processes,
-                process_id,
-                cluster_detection_method=method if coordinator is None else "deactivate",
-                initialization_timeout=timeout_s,
-                heartbeat_timeout_seconds=HEARTBEAT_S,
-            )
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method=method if coordinator is None else "deactivate",
+            initialization_timeout=timeout_s,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=HEARTBEAT_S,
+        )
     except Exception as error:  # of any kind of cluster
-        _set_handler(signal.SIGABRT, None)
-        if coordinator is not None or isinstance(error, SystemFailure):
-            raise
+        if coordinator is not None:
+            raise SystemFailure(f"the processes of the run: {one_line(error)}") from error
         raise InputError(
             f"--distributed finds no processes to join ({one_line(error)}): give --coordinator, "
             "--num_processes and --process_id"
         ) from error
-    # JAX's own handler of SIGTERM; Python's takes its place while a run trains.
-    notice = functools.partial(_Handler(_get_handler(signal.SIGTERM)), signal.SIGTERM)
-    _member = _Member(f"process {jax.process_index()} of {jax.process_count()}", notice)
-    more = "TF_CPP_MIN_LOG_LEVEL=0 before the start shows why"
-    _end_at_abort(_lost_line(_member, more))
 
 
-def _check_coordinator(coordinator: str, process_id: int | None, timeout_s: float) -> None:
-    host, _, port = coordinator.rpartition(":")
-    if process_id == 0:
-        _check_port(int(port))
-    else:
-        _wait_for_coordinator(host.strip("[]"), int(port), timeout_s)
-
-
-def _check_port(port: int) -> None:
-    """Raises SystemFailure if process 0 cannot listen at this port, because JAX would crash."""
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    try:
-        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
-    except OSError as error:
-        raise SystemFailure(
-            f"process 0 cannot listen at port {port}: {os.strerror(error.errno)}; choose another "
-            "for all processes, by --coordinator or, with --distributed, by JAX_COORDINATOR_PORT"
-        ) from error
-
-
-@contextlib.contextmanager
-def _check_port_in_log() -> Iterator[None]:
-    """Checks the port that JAX is about to listen at, which it tells to its log before it does."""
-    log = logging.getLogger("jax._src.distributed")
-    usual, least = log.level, log.getEffectiveLevel()
-
-    def check(record: logging.LogRecord) -> bool:
-        _, starts, address = record.getMessage().partition("Starting JAX distributed service on ")
-        if starts:
-            _check_port(int(address.rpartition(":")[2]))
-        return record.levelno >= least
-
-    log.addFilter(check)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.setLevel(usual)
-        log.removeFilter(check)
-
-
-def _wait_for_coordinator(host: str, port: int, timeout_s: float) -> None:
-    """Waits until process 0 listens, because JAX would abort the process if it never does.
-
-    Its name may not be known yet either: that of a pod begins with the pod.
-    """
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                kind = InputError if isinstance(error, socket.gaierror) else SystemFailure
-                raise kind(f"no process 0 at --coordinator={host}:{port}: {error}") from error
-        time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def exit_if_a_process_is_lost() -> Iterator[None]:
-    """Ends the process with one line if another one is lost within it.
-
-    Other errors are raised as they are. JAX would then wait for the other processes, which may
-    never end: it may do so for a while.
-    """
-    try:
-        yield
-    except Exception as error:
-        if _member is not None:
-            _leave(_member, error)
-        raise
-
-
-def _leave(member: _Member, error: Exception) -> None:
-    """Ends the process if another one is lost, or sees to it that it ends soon."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    told = isinstance(error, InputError | OSError)
-    if not told and any(word in str(error) for word in LOST):
-        _end(_lost_line(member, f"JAX says: {one_line(error)}"))
-    code = getattr(error, "exit_code", 1)
-    if told:
-        _end_at_abort("", code)
-    timer = threading.Timer(LEAVE_S, _end, ("", code))
-    timer.daemon = True
-    timer.start()
-
-
-def _lost_line(member: _Member, more: str) -> str:
-    return (
-        f"error: {member.name} ends, because another one died, was stopped or cannot be reached "
-        f"({more}); start all again to go on from the last checkpoint"
-    )
-
-
-def _end(line: str, code: int = 1) -> NoReturn:
-    """Prints a line and ends the process at once: Python's way out would wait for the others."""
-    _last_word.acquire()  # for ever: two threads may learn of a lost process at the same time
-    with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="backslashreplace") if line else b"")
-    os._exit(code)
-
-
-def _end_at_abort(line: str, code: int = 1) -> None:
-    """Prints a line and ends with an exit code from now on when C++ aborts the process.
-
-    Python's own handlers run only after C++ has returned, which it does not.
-    """
-
-    @_Handler
-    def end(_: int) -> None:
-        _end(line, code)
-
-    _kept.append(end)
-    _set_handler(signal.SIGABRT, ctypes.cast(end, ctypes.c_void_p))
+def has_joined() -> bool:
+    """Returns whether `join` was called: then SIGTERM is for JAX to handle."""
+    return jax.process_count() > 1 and jax.config.jax_enable_preemption_service
 
 
 def any_process(flag: bool) -> bool:
@@ -271,18 +105,19 @@ def wait_for_all() -> None:
 def stop_together(signal_seen: bool, step: int) -> bool:
     """Returns whether to stop after this step: True at the same step in all processes.
 
-    JAX's preemption service agrees on the step, within 2 s. A call takes 1 µs and waits for no
-    device, where an exchange of flags takes 6 ms (two processes on one CPU).
+    Where the processes have joined, JAX's preemption service agrees on a step after SIGTERM to any
+    of them, within 2 s. A call takes 1 µs and waits for no device, where an exchange of flags takes
+    6 ms (two processes on one CPU).
 
     Args:
         signal_seen: whether a signal asked this process to stop.
         step: the number of steps done; all processes must call this after each step.
     """
-    if _member is None or jax.process_count() == 1:
-        return any_process(signal_seen)
-    if signal_seen:
-        _member.notice()
-    return multihost_utils.reached_preemption_sync_point(step)
+    return (
+        multihost_utils.reached_preemption_sync_point(step)
+        if has_joined()
+        else any_process(signal_seen)
+    )
 
 
 def signal_of_any(number: signal.Signals | None) -> signal.Signals:

@@ -46,6 +46,10 @@ def handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> 
 class StopSignals(contextlib.ExitStack):
     """Listens to signals: the first only sets `number`; one that insists ends the process with 130.
 
+    Args:
+        forward: whether SIGTERM is left to JAX, which several processes have, and others become
+            SIGTERM.
+
     Attributes:
         number: the signal that asked to stop; None before.
 
@@ -59,8 +63,13 @@ class StopSignals(contextlib.ExitStack):
     number: signal.Signals | None = None
     _since = 0.0
 
+    def __init__(self, *, forward: bool = False):
+        super().__init__()
+        self._forward = forward
+
     def __enter__(self) -> "StopSignals":
-        self.enter_context(handled(self._request, *SIGNALS))
+        numbers = [n for n in SIGNALS if not (self._forward and n == signal.SIGTERM)]
+        self.enter_context(handled(self._request, *numbers))
         return self
 
     def _request(self, number: int, _: Any) -> None:
@@ -70,5 +79,7 @@ class StopSignals(contextlib.ExitStack):
             # print may be in use by what was interrupted, and the terminal may be gone.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.write(sys.__stdout__.fileno(), PROMISE)
+            if self._forward:
+                signal.raise_signal(signal.SIGTERM)
         elif number in INSISTENT and now - self._since >= INSIST_S:
             os._exit(INTERRUPTED)  # threads that compile would otherwise be torn down under way

@@ -15,7 +15,6 @@ from terminator_jax.training.distributed import differences
 
 SMALL = "tests/training/small.py"
 TRAIN = "from terminator_jax import train\ntrain.cli.run(train.main, is_service=True)"
-LOST = "ends, because another one died, was stopped or cannot be reached"
 # A sign of life is missed sooner than in earnest, for a shorter test.
 SOON = "from terminator_jax.training import distributed\ndistributed.HEARTBEAT_S = 10"
 
@@ -31,7 +30,7 @@ def port():
 def start(make_command, port):
     """Starts a piece of code as one of two processes; kills at the end what still runs."""
     started = []
-    env = make_command().env | {"TF_CPP_MIN_LOG_LEVEL": "9"}
+    env = make_command().env
 
     def start(number, code, *flags, **slurm):
         group = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
@@ -50,13 +49,17 @@ def start(make_command, port):
 
 
 def ends(process, code):
-    """stdout and the one line on stderr of a process that ends within a minute."""
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, f"{process.returncode}\n{out}{err}"
-    # The first run prepares the digits in one process.
-    said = [line for line in err.splitlines(True) if "waiting for it" not in line]
-    assert len(said) == (code != 0), err
-    return out, "".join(said)
+    """stdout and stderr of a process that ends within two minutes; of code None not with 0."""
+    out, err = process.communicate(timeout=120)
+    fits = process.returncode != 0 if code is None else process.returncode == code
+    assert fits, f"{process.returncode}\n{out}{err}"
+    return out, err
+
+
+def error_line(err):
+    """The line for people, which JAX's own may surround."""
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
 
 
 def wait_for(condition, *processes):
@@ -85,42 +88,29 @@ def lines(workdir: Path):
         (["localhost", 2, 0], "--coordinator is 'localhost', and must be HOST:PORT"),
         (["x:70000", 2, 0], "--coordinator is 'x:70000', and must be HOST:PORT"),
         (["x:²", 2, 0], "--coordinator is 'x:²', and must be HOST:PORT"),
-        (["no.invalid:1", 2, 1], "no process 0 at --coordinator=no.invalid:1: "),
         (["--distributed", "--process_id=1"], "--process_id and --distributed exclude each other"),
         (["--distributed", "--join_timeout=0"], "--join_timeout is 0, and must be 1 or more"),
         (["--distributed"], "--distributed finds no processes to join"),
         (["--distributed=none"], "--distributed finds no processes to join"),
     ],
 )
-def test_flags(run_main, tmp_path, monkeypatch, flags, says):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "9")
+def test_flags(run_main, tmp_path, flags, says):
     if not str(flags[0]).startswith("--"):
         names = ("coordinator", "num_processes", "process_id")
         flags = [f"--{name}={value}" for name, value in zip(names, flags, strict=True)]
-        flags.append("--join_timeout=1")
     code, _, err = run_main("train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", *flags)
     assert (code, err.count("\n")) == (2, 1), err
     assert err.startswith("error: ") and says in err
     assert not (tmp_path / "run").exists()
 
 
-def test_port_is_taken(run_main, tmp_path, monkeypatch):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "9")
+def test_port_is_taken(run_main, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"]
         code, _, err = run_main("train", f"--config={SMALL}", f"--workdir={tmp_path}", *flags)
     assert (code, err.count("\n")) == (1, 1), err
-    assert f"process 0 cannot listen at port {port}: Address already in" in err
-
-
-def test_nobody_listens(run_main, tmp_path, monkeypatch, port):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "9")
-    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=1"]
-    flags += [f"--workdir={tmp_path}", "--join_timeout=1"]
-    code, _, err = run_main("train", f"--config={SMALL}", *flags)
-    assert (code, err.count("\n")) == (1, 1), err
-    assert f"no process 0 at --coordinator=127.0.0.1:{port}: " in err
+    assert f"process 0 cannot listen at 127.0.0.1:{port}: Address already in" in err
 
 
 JOIN = """
@@ -129,21 +119,17 @@ from terminator_jax.training import cli, distributed
 number, port = int(sys.argv[3].partition("=")[2]), sys.argv[1].rpartition(":")[2]
 
 def main(_):
-    with distributed.exit_if_a_process_is_lost():
-        distributed.join(f"127.0.0.1:{port}", 2, number, timeout_s=TIMEOUT)
-        return steps()
+    distributed.join(f"127.0.0.1:{port}", 2, number, timeout_s=TIMEOUT)
+    return steps()
 """
 
 
-def test_a_process_that_does_not_come(start, port):
-    """Process 0 waits for process 1; process 1 meets another server at process 0's port."""
+def test_a_process_that_does_not_come(start):
+    """Neither to process 0 nor to process 1: each ends, with JAX's own words."""
     code = JOIN.replace("TIMEOUT", "1") + "cli.run(main)"
-    alone = start(0, code)
-    out, err = ends(alone, 1)
-    with socket.create_server(("127.0.0.1", port)):
-        _, of_the_other = ends(start(1, code), 1)
-    assert out == ""
-    assert err == of_the_other and err.startswith("error: not all processes of this run joined")
+    for number in (0, 1):
+        out, err = ends(start(number, code), None)
+        assert out == "" and "DEADLINE_EXCEEDED" in err
 
 
 def slurm(number):
@@ -165,26 +151,12 @@ def test_other_configuration_and_version(start, tmp_path):
         start(0, TRAIN, *flags, "--config.data.in_memory=False", **slurm(0)),
         start(1, other + TRAIN, *flags, "--config.optimizer.learning_rate=0.25", **slurm(1)),
     ]
-    (_, err), (_, same) = [ends(process, 2) for process in two]
+    err, same = [error_line(ends(process, 2)[1]) for process in two]
     assert err == same
     assert "config.optimizer.learning_rate is 0.003 in process 0 and 0.25 in process 1; " in err
     assert "terminator_jax is 0.1.0 in process 0 and 0.0.9 in process 1; " in err
     assert "in_memory" not in err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_port_that_is_found_is_taken(start, tmp_path, number):
-    """Another program listens at the port that JAX makes of SLURM's number of the job."""
-    variables = slurm(number)
-    port = int(variables["SLURM_JOB_ID"]) % 2**12 + 65535 - 2**12 + 1
-    flags = ["--distributed", "--join_timeout=1", f"--config={SMALL}", f"--workdir={tmp_path}"]
-    with socket.create_server(("", port)):
-        out, err = ends(start(number, TRAIN, *flags, **variables), 1)
-    assert (out, err.count("\n")) == ("", 1), err
-    says = [f"process 0 cannot listen at port {port}: ", "not all processes of this run joined "]
-    assert err.startswith(f"error: {says[number]}"), err
-    assert not list(tmp_path.iterdir())
 
 
 # Process 1 has other pictures, then another checkpoint; then it has SIGTERM at a step of its own.
@@ -223,7 +195,7 @@ cli.run(main)
 
 
 def test_data_differ_and_a_process_is_killed(start):
-    code = JOIN.replace("TIMEOUT", "40") + STEPS
+    code = f"{SOON}\n" + JOIN.replace("TIMEOUT", "40") + STEPS
     two = [start(number, code) for number in range(2)]
     said = [list(read_to("stop", process)) for process in two]
     assert said[0] == said[1]
@@ -234,8 +206,7 @@ def test_data_differ_and_a_process_is_killed(start):
     assert alike == "alike" and stop.endswith(" SIGTERM")
     assert 3 < int(stop.split()[1]) < 2000
     two[1].kill()
-    _, err = ends(two[0], 1)
-    assert err.startswith(f"error: process 0 of 2 {LOST}")
+    ends(two[0], None)
 
 
 def read_to(word, process):
@@ -256,21 +227,18 @@ def test_a_run_is_stopped_and_goes_on(start, tmp_path):
     two = [start(number, f"{SOON}\n{TRAIN}", *flags, long) for number in range(2)]
     wait_for(lambda: len(lines(tmp_path)) > 4, *two)
     os.kill(two[1].pid, signal.SIGSTOP)
-    _, err = ends(two[0], 1)
-    assert err.startswith(f"error: process 0 of 2 {LOST}")
+    ends(two[0], None)
     os.kill(two[1].pid, signal.SIGCONT)
-    _, err = ends(two[1], 1)
-    assert err.startswith(f"error: process 1 of 2 {LOST}")
+    ends(two[1], None)
 
     before = len(lines(tmp_path))
     two = [start(number, TRAIN, *flags, long) for number in range(2)]
     wait_for(lambda: len(lines(tmp_path)) > before, *two)
     sent = time.monotonic()
     os.kill(two[1].pid, signal.SIGTERM)
-    (out, _), (silent, _) = [ends(process, 0) for process in two]
+    (out, _), _ = [ends(process, 0) for process in two]
     assert time.monotonic() - sent < 30
     stopped = int(out.partition("stopped and saved at step ")[2].split()[0])
-    assert "stopping: the step is finished and saved first" in silent
 
     epochs = stopped // 22 + 2
     two = [start(number, TRAIN, *flags, f"--config.epochs={epochs}") for number in range(2)]
@@ -280,23 +248,6 @@ def test_a_run_is_stopped_and_goes_on(start, tmp_path):
     steps = [line["step"] for line in lines(tmp_path)]
     assert steps == sorted(steps) and steps[-1] == 22 * epochs
     assert set(steps) >= set(range(11, 22 * epochs, 11))
-
-
-def test_only_one_thread_has_the_last_word(start):
-    code = """
-import os, threading, time
-from terminator_jax.training import distributed
-exit = os._exit
-os._exit = lambda code: (time.sleep(0.2), exit(code))
-start = threading.Barrier(20)
-def end():
-    start.wait()
-    distributed._end("error: lost")
-for _ in range(20):
-    threading.Thread(target=end).start()
-"""
-    _, err = ends(start(0, code), 1)
-    assert err == "error: lost\n"
 
 
 def test_many_differences_are_named_shortly():
