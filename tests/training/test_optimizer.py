@@ -252,7 +252,6 @@ def test_accumulation_on_several_devices(run_python, tmp_path):
 
         from terminator_jax.training import config as configs
         from terminator_jax.training.setup import make_run
-from terminator_jax.training.state import ravel
         from terminator_jax.training.step import make_train_step
 
         flags = [f"--config.{{field}}" for field in {[*EMA, *SGD[:2]]}]
