@@ -9,6 +9,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import uniform
 from terminator_jax.ops.attention import local_attention, rotary
+from terminator_jax.ops.dtypes import floating
 
 # Each head starts with its attention on one of these neighbours: offsets in rows and columns.
 # Further heads start from the first again.
@@ -103,7 +104,7 @@ class LocalAttention2D(nnx.Module):
         """
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"expected (batch, rows, columns, {self.channels}), got {x.shape}")
-        shape = (*x.shape[:3], self.heads, -1)
+        x, shape = floating(x), (*x.shape[:3], self.heads, -1)
         if self.project:
             q, k, v = (part.reshape(shape) for part in jnp.split(self.qkv(x), 3, axis=-1))
         else:

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.magnet import OMEGA0
+from terminator_jax.layers.running import RunningMean
 from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
 from terminator_jax.ops.conv import fft_conv
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.hyperzzw import check_operator, operator_named
-from terminator_jax.ops.standardize import AxisName
+from terminator_jax.ops.standardize import AxisName, across
 
 
 class GlobalHyperZZW(nnx.Module):
@@ -73,6 +75,7 @@ class GlobalHyperZZW(nnx.Module):
                 f"expected x and u (batch, *{self.size}, {self.channels}), got {x.shape} and"
                 f" {u.shape}"
             )
+        x, u = floating((x, u))
         dtype = x.dtype if self.dtype is None else self.dtype
         x, u, kernel = (a.astype(dtype) for a in (x, u, self.slow_net()))
         operator = operator_named(self.operator)
@@ -109,7 +112,8 @@ class LocalHyperZZW(nnx.Module):
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: for an even size, or when called with maps of other shapes.
+      ValueError: for an even size, when called with maps of other shapes, or in evaluation before
+        any batch was averaged.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
     Interaction", 2024.
@@ -134,12 +138,18 @@ class LocalHyperZZW(nnx.Module):
         self.causal, self.dtype = causal, dtype
         self.slow_net = LocalSlowNet(
             size, channels, ndim=ndim, hidden=hidden, layers=layers, omega0=omega0, causal=causal,
-            param_dtype=param_dtype, axis_name=axis_name,
-            use_running_average=use_running_average, rngs=rngs,
+            param_dtype=param_dtype, rngs=rngs,
+        )  # fmt: skip
+        self.context = RunningMean(
+            self.slow_net.context_shape, self.slow_net.context_dtype, axis_name=axis_name,
+            use_running_average=use_running_average,
         )  # fmt: skip
 
     def __call__(self, source: jax.Array, u: jax.Array) -> jax.Array:
         """Applies the layer to source and u, `(batch, *spatial, channels)`; returns u's shape."""
+        u = floating(u)
         u = u if self.dtype is None else u.astype(self.dtype)
         padding = "causal" if self.causal else "same"
-        return fft_conv(u, self.slow_net(source), correlate=True, padding=padding)
+        contexts = across(self.slow_net.contexts((source,)), self.context.reduced_axis)
+        kernel = self.slow_net.kernels(self.context(contexts))
+        return fft_conv(u, kernel, correlate=True, padding=padding)

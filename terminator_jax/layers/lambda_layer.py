@@ -8,6 +8,7 @@ from flax import nnx
 
 from terminator_jax.layers.batch_norm import batch_norm
 from terminator_jax.layers.initializers import normal, uniform
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.lambdas import METHODS, apply_lambdas
 from terminator_jax.ops.standardize import AxisName
 
@@ -99,6 +100,7 @@ class LambdaLayer(nnx.Module):
         `use_running_average` overrides the mode that `train()` and `eval()` set.
         """
         self._check_map(x)
+        x = floating(x)
 
         def split_channels(y, number):
             return y.reshape(*x.shape[:-1], number, -1)

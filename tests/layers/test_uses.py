@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import export
+from nets import count_a_batch
 
 from terminator_jax import layers, models
 from terminator_jax.layers import LocalBranch, SlowWidths
@@ -92,11 +93,11 @@ USED = {
         _sfne((6,), 2, operator="convolution"), ((6, 4),), forward_mode=False, empty_batch=False,
     ),
     "BatchStandardization": Used(
-        lambda rngs: layers.BatchStandardization(), (MAP,), empty_batch=False
+        lambda rngs: layers.BatchStandardization(4), (MAP,), empty_batch=False
     ),
     "InstanceStandardization": Used(lambda rngs: layers.InstanceStandardization(), (MAP,)),
     "GroupInstanceBatchStandardization": Used(
-        lambda rngs: layers.GroupInstanceBatchStandardization(4), (MAP,), empty_batch=False
+        lambda rngs: layers.GroupInstanceBatchStandardization(4, 4), (MAP,), empty_batch=False
     ),
     "LambdaLayer": Used(
         lambda rngs, **kwargs: layers.LambdaLayer(
@@ -143,7 +144,7 @@ USED = {
 def made(name):
     module = USED[name].make(nnx.Rngs(0))
     module.eval()
-    return module
+    return count_a_batch(module)
 
 
 @functools.cache
