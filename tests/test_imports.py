@@ -21,6 +21,7 @@ FLOORS = [
     "models",
     "losses",
     "optim",
+    "renamed",
     "loading",
     "convert",
 ]
@@ -35,6 +36,7 @@ THIRD_PARTY = {
     "models": {"flax", "jax", "numpy"},
     "losses": {"flax", "jax", "numpy"},
     "optim": {"jax", "numpy", "optax"},
+    "renamed": {"flax"},
     "loading": {"flax", "jax", "numpy", "safetensors"},
 }
 ONLY_FOR_TRAINING = [
