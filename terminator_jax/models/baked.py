@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.running import is_calibrated, running_averages
+from terminator_jax.layers.running import is_calibrated
 from terminator_jax.layers.sfne import SFNEBlock, SlowKernels, fused_settings, fused_weights
 from terminator_jax.models.terminator import Terminator
 from terminator_jax.ops import fused_sfne
@@ -132,14 +132,8 @@ def bake(model: Terminator) -> BakedTerminator:
             "the model has no running averages: train it, or call terminator_jax.calibrate(model, "
             "batches) first"
         )
-    mode = [(averages, averages.use_running_average) for averages in running_averages(model)]
-    model.eval()
-    try:
-        with jax.default_matmul_precision("highest"):
-            return nnx.jit(BakedTerminator)(model)
-    finally:
-        for averages, running in mode:
-            averages.use_running_average = running
+    with jax.default_matmul_precision("highest"):
+        return nnx.jit(BakedTerminator)(model)
 
 
 def _params(arrays: dict[str, jax.Array]) -> dict[str, nnx.Param]:

@@ -88,7 +88,8 @@ def position_lambdas_reference(values: jax.Array, table: jax.Array) -> jax.Array
     axes = np.indices(spatial).reshape(len(spatial), -1)
     at = axes[:, None] - axes[:, :, None] + np.array(window)[:, None, None] // 2
     inside = ((at >= 0) & (at < np.array(window)[:, None, None])).all(0)
-    pairs = table[tuple(np.where(inside, a, 0) for a in at)] * inside[..., None, None]
+    pairs = table[tuple(np.where(inside, a, 0) for a in at)]
+    pairs = jnp.where(inside[..., None, None], pairs, 0)
     lambdas = jnp.einsum(
         "nmku,bmuv->bnkv", pairs, values.reshape(len(values), -1, *values.shape[-2:])
     )
