@@ -41,6 +41,8 @@ class LocalAttention2D(nnx.Module):
       param_dtype: dtype of the parameters.
       rngs: the source of the initial values.
 
+    The layer has gradients but no forward mode, `jax.jvp` and `jax.linearize`.
+
     Raises:
       ValueError: if the channels do not divide into heads, or a head's channels do not divide by 4
         with `turn`; when called, for maps of other shapes.

@@ -17,7 +17,8 @@ from terminator_jax.ops.standardize import AxisName, across
 class GlobalHyperZZW(nnx.Module):
     """Mixes two maps over their full context: `K̂ = x ⊙ K`, then `K̂ ∘ u`.
 
-    K is the hyper-kernel of a global slow network, as large as the map.
+    K is the hyper-kernel of a global slow network, as large as the map. With the operator
+    `convolution` the layer has gradients but no forward mode, `jax.jvp` and `jax.linearize`.
 
     Example:
       >>> layer = GlobalHyperZZW((8, 8), 12, rngs=nnx.Rngs(0))
@@ -93,7 +94,8 @@ class LocalHyperZZW(nnx.Module):
       >>> layer(source, u).shape
       (2, 8, 8, 12)
 
-    The kernels depend on the mean of `source` over the batch, and are the same for all samples.
+    The kernels depend on the mean of `source` over the batch, and are the same for all samples. The
+    layer has gradients but no forward mode, `jax.jvp` and `jax.linearize`.
 
     Args:
       size: the odd size of the kernels, the same on every axis.

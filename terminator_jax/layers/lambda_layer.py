@@ -27,6 +27,9 @@ class LambdaLayer(nnx.Module):
       >>> LambdaLayer(12, 24, window=(5, 5), rngs=nnx.Rngs(0))(x).shape  # local
       (2, 8, 8, 24)
 
+    Forward mode, `jax.jvp` and `jax.linearize`, works with every method but `fft`, which `auto`
+    takes for large maps on a GPU.
+
     Queries and values are normalized by `nnx.BatchNorm`: with the statistics of the batch in
     training, with running averages after `eval()`.
 

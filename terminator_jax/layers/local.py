@@ -98,7 +98,7 @@ class LocalBranches(nnx.Module):
 
         Args:
           maps: `(batch, *spatial, channels)` by their names.
-          method: of the convolutions, see `fft_conv`.
+          method: of the convolutions, see `fft_conv`: forward mode needs `lax` or `dense`.
         """
         maps = floating(dict(maps))
         kernels = self.kernels(

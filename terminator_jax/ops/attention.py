@@ -36,6 +36,9 @@ def local_attention(
 ) -> jax.Array:
     """Averages the values around each position, with the weights `softmax(q·k / √features)`.
 
+    It has gradients, and gradients of them, but no forward mode: `jax.jvp` and `jax.linearize` need
+    `attention_reference`.
+
     Args:
       q: `(batch, rows, columns, heads, features)`.
       k: as q.

@@ -52,7 +52,7 @@ def convolution(
 ) -> jax.Array:
     """Convolves u with each sample's hyper-kernel times its input: linear, 'same' or causal.
 
-    `method` is one of `fft_conv`'s.
+    `method` is one of `fft_conv`'s, which says which of them have a forward mode.
 
     Example:
       >>> u = jnp.ones((2, 9, 3))

@@ -124,6 +124,9 @@ def apply_lambdas(
 ) -> jax.Array:
     """Multiplies every query by the content lambda and by the lambda of its position.
 
+    The method `fft`, which `auto` takes for large maps on a GPU, has gradients but no forward mode,
+    `jax.jvp` and `jax.linearize`. The others have both.
+
     Args:
       queries: `(batch, *spatial, heads, k)` with 1 or 2 spatial axes.
       keys: `(batch, *spatial, u, k)`; their softmax over the positions is taken here.
