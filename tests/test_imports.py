@@ -22,6 +22,7 @@ FLOORS = [
     "models",
     "losses",
     "optim",
+    "renamed",
     "loading",
     "convert",
 ]
@@ -37,6 +38,7 @@ THIRD_PARTY = {
     "models": {"flax", "jax", "numpy"},
     "losses": {"flax", "jax", "numpy"},
     "optim": {"jax", "numpy", "optax"},
+    "renamed": {"flax"},
     "loading": {"flax", "jax", "numpy", "safetensors"},
 }
 ONLY_FOR_TRAINING = [

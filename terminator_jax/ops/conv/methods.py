@@ -17,7 +17,7 @@ from terminator_jax.ops.conv.grouped import grouped
 from terminator_jax.ops.conv.spectral import DENSE_UP_TO, fft_convolve
 from terminator_jax.ops.conv.toeplitz import dense
 from terminator_jax.ops.conv.window import Window, bounds
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.platform import by_platform
 
 # Arrays of a transform's size that exist at once, for every map and kernel: by measurement.
@@ -48,6 +48,7 @@ def convolve_shared_kernel(
     max_bytes: int | None = None,
 ) -> list[jax.Array]:
     """Computes `[convolve(x, kernel, …) for x in maps]` with one transform of the kernel."""
+    maps, kernel = floating((list(maps), kernel))
     if correlate:
         kernel = jnp.flip(kernel, range(2, kernel.ndim))
     dtype = maps[0].dtype

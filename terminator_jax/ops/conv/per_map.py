@@ -11,7 +11,7 @@ from terminator_jax.ops.conv.direct import direct_each
 from terminator_jax.ops.conv.fastest import Choice, fastest
 from terminator_jax.ops.conv.methods import convolve, without_useless_positions
 from terminator_jax.ops.conv.window import Window, bounds
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.platform import by_platform
 
 
@@ -29,6 +29,7 @@ def convolve_per_map(
     Returns:
       `(len(maps) * channels, batch, *spatial)`.
     """
+    maps, kernels = floating((list(maps), list(kernels)))
     options = dict(padding=padding, correlate=correlate)
     spatial = maps[0].shape[2:]
 
@@ -42,7 +43,7 @@ def convolve_per_map(
             return functools.partial(_direct_each, **options)
         return functools.partial(_each, choices, **options)
 
-    return by_platform(choose, function, list(maps), list(kernels))
+    return by_platform(choose, function, maps, kernels)
 
 
 def _each(
