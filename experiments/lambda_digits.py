@@ -2,8 +2,8 @@
 
     python -m terminator_jax.train --config=experiments/lambda_digits.py
 
-Reaches: 99.2 % on the held-out fifth at the end (357 of 360), at best one more. Takes: 74 seconds
-of one CPU core, compiling included. Needs no network.
+Reaches: 99.4 % on the held-out fifth (358 of 360), at the end and at best. Takes: 42 seconds of one
+CPU core, compiling included (2026-12-01). Needs no network.
 """
 
 from terminator_jax.training.config import default_config

@@ -2,8 +2,8 @@
 
     python -m terminator_jax.train --config=experiments/resnet_digits.py
 
-Reaches: all 360 of the held-out fifth at the end. Takes: 51 seconds of one CPU core, compiling
-included. Needs no network.
+Reaches: all 360 of the held-out fifth at the end. Takes: 31 seconds of one CPU core, compiling
+included (2026-12-01). Needs no network.
 """
 
 from pathlib import Path

@@ -136,7 +136,7 @@ x = jax.random.normal(jax.random.key(1), (1, *MAP, CHANNELS))
 
 def seen(layer):
     """Size of the gradient of one position, over all channels, as a part of the largest: `MAP`."""
-    layer.eval()
+    terminator_jax.calibrate(layer, [x])  # running averages, and evaluation mode
     gradient = jax.jit(jax.jacrev(lambda x: layer(x)[0, *POSITION]))(x)
     size = jnp.sqrt(jnp.sum(gradient**2, axis=(0, 1, -1)))
     return size / size.max()

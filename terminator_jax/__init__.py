@@ -9,23 +9,37 @@ stays instant:
 - `terminator_jax.optim`: the optimizers Kar2 and Kar3 as optax transformations
 - `terminator_jax.losses`: label smoothing and the slow neural loss
 
-`terminator_jax.load_model(workdir)` loads the trained model of a run, and
-`terminator_jax.calibrate(model, batches)` gives one its running averages.
+`terminator_jax.load_model(workdir)` loads the trained model of a run.
+`terminator_jax.calibrate(model, batches)` computes a model's running averages;
+`terminator_jax.use_batch_statistics(model)` makes one do without.
 
 `python -m terminator_jax.train --help` shows the training application (install the `train` extra).
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from terminator_jax.layers.running import calibrate as calibrate
+    from terminator_jax.layers.running import use_batch_statistics as use_batch_statistics
+    from terminator_jax.loading import load_model as load_model
+
 __version__ = "0.1.0"
+
+# Where each function is; importing it imports JAX.
+_FUNCTIONS = {
+    "load_model": "terminator_jax.loading",
+    "calibrate": "terminator_jax.layers.running",
+    "use_batch_statistics": "terminator_jax.layers.running",
+}
 
 
 def __getattr__(name: str):
-    """Imports `load_model` or `calibrate` when it is asked for, and JAX with it."""
-    if name == "load_model":
-        from terminator_jax.loading import load_model
-
-        return load_model
-    if name == "calibrate":
-        from terminator_jax.layers.running import calibrate
-
-        return calibrate
+    """Imports a function when it is asked for."""
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FUNCTIONS})

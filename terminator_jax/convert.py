@@ -68,7 +68,9 @@ def terminator_from_release(
       kwargs: further arguments of `Terminator`: `dtype`, `param_dtype`, `axis_name`.
 
     Returns:
-      The model. Its configuration is derived from the shapes.
+      The model. Its configuration is derived from the shapes. The release keeps no running
+      averages: for evaluation call `terminator_jax.calibrate(model, batches)`, or
+      `terminator_jax.use_batch_statistics(model)` after `model.eval()`.
 
     Raises:
       ValueError: if entries are unknown, missing or misshapen; the message names them.

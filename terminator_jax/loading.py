@@ -32,6 +32,7 @@ from terminator_jax.errors import one_line
 from terminator_jax.layers.running import is_calibrated, use_batch_statistics
 from terminator_jax.models import MODELS, make_config, preprocess
 from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.renamed import current_path
 
 FILE_NAME = "model.safetensors"
 
@@ -252,7 +253,10 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safetensors.safe_open(file, "np") as content:
             metadata = content.metadata() or {}
-            arrays = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            arrays = {
+                ".".join(current_path(tuple(name.split(".")))): content.get_tensor(name)
+                for name in content.keys()  # noqa: SIM118
+            }
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if missing := {"config", "classes", "step"} - metadata.keys():

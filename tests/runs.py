@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from flax import nnx
+from nets import count_a_batch
 from sklearn.datasets import load_digits
 
-from terminator_jax.layers.running import running_averages
 from terminator_jax.loading import FILE_NAME, save_model
 from terminator_jax.models import MODELS, make_config
 from terminator_jax.training import config as configs
@@ -30,8 +30,7 @@ def write(workdir, config, change=lambda model: None, classes=DIGITS, shape=None
         rngs=nnx.Rngs(0),
     )  # fmt: skip
     change(model)
-    for averages in running_averages(model):
-        averages.count.set_value(np.float32(1))  # as after a batch
+    count_a_batch(model)
     workdir.mkdir(exist_ok=True)
     text = configs.to_json(config)
     save_model(

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from nets import filled
 
+import terminator_jax
 from terminator_jax import convert
 from terminator_jax.layers import BRANCHES
 from terminator_jax.models import Terminator, TerminatorConfig
@@ -34,6 +36,16 @@ def model():
 @pytest.fixture(scope="module")
 def state_dict(model):
     return convert.terminator_to_release(model)
+
+
+def test_a_release_has_no_running_averages(state_dict):
+    """Evaluation says what to do, while it is traced."""
+    model = convert.terminator_from_release(state_dict)
+    model.eval()
+    with pytest.raises(ValueError, match=r"terminator_jax\.calibrate\(model, batches\)"):
+        jax.eval_shape(model, jnp.zeros((2, 4, 4, 2)))
+    terminator_jax.use_batch_statistics(model)
+    assert nnx.eval_shape(lambda m: m(jnp.zeros((2, 4, 4, 2))), model).shape == (2, 3)
 
 
 def assert_same(found, expected):

@@ -273,6 +273,7 @@ def test_a_forked_process_is_told(run_python):
             os.wait()
             print(session.receive_data(session.send_data(data)).tolist())
         """,
+        timeout=100,
     )
     *told, answer = out.splitlines()
     assert len(told) == 3 and answer == "[[2.0, 2.0, 2.0]]"

@@ -9,6 +9,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import uniform
 from terminator_jax.ops.attention import local_attention, rotary
+from terminator_jax.ops.dtypes import floating
 
 # Each head starts with its attention on one of these neighbours: offsets in rows and columns.
 # Further heads start from the first again.
@@ -39,6 +40,8 @@ class LocalAttention2D(nnx.Module):
         computed in float32 or wider.
       param_dtype: dtype of the parameters.
       rngs: the source of the initial values.
+
+    The layer has gradients but no forward mode, `jax.jvp` and `jax.linearize`.
 
     Raises:
       ValueError: if the channels do not divide into heads, or a head's channels do not divide by 4
@@ -103,7 +106,7 @@ class LocalAttention2D(nnx.Module):
         """
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"expected (batch, rows, columns, {self.channels}), got {x.shape}")
-        shape = (*x.shape[:3], self.heads, -1)
+        x, shape = floating(x), (*x.shape[:3], self.heads, -1)
         if self.project:
             q, k, v = (part.reshape(shape) for part in jnp.split(self.qkv(x), 3, axis=-1))
         else:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.ops.channels_first import broadcast_channels
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.standardize import AxisName
 
 
@@ -23,15 +24,22 @@ class ChannelDropout(nnx.Module):
     Args:
       rate: the probability of dropping a channel, in `[0, 1)`.
       axis_name: the mapped axis over which the batch is split, if any.
+      deterministic: whether nothing is dropped; `train()` and `eval()` set it, as for
+        `nnx.Dropout`.
     """
 
-    def __init__(self, rate: float, *, axis_name: AxisName = None):
+    def __init__(self, rate: float, *, axis_name: AxisName = None, deterministic: bool = False):
         if not 0 <= rate < 1:
             raise ValueError(f"rate must be in [0, 1), got {rate}")
-        self.rate, self.axis_name = rate, axis_name
+        self.rate, self.axis_name, self.deterministic = rate, axis_name, deterministic
 
     def __call__(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, channels_first: bool = False
+        self,
+        x: jax.Array,
+        *,
+        rngs: nnx.Rngs | None = None,
+        channels_first: bool = False,
+        deterministic: bool | None = None,
     ) -> jax.Array:
         """Drops channels; none without `rngs`.
 
@@ -39,8 +47,11 @@ class ChannelDropout(nnx.Module):
           x: `(batch, *spatial, channels)`.
           rngs: with a `dropout` stream.
           channels_first: whether x is `(channels, batch, *spatial)`.
+          deterministic: overrides the mode that `train()` and `eval()` set.
         """
-        if rngs is None or self.rate == 0:
+        x = floating(x)
+        deterministic = self.deterministic if deterministic is None else deterministic
+        if rngs is None or self.rate == 0 or deterministic:
             return x
         if channels_first:
             return x * broadcast_channels(self._scale(x.shape[1], x.shape[0], rngs).T, x)

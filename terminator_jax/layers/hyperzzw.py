@@ -5,17 +5,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.magnet import OMEGA0
+from terminator_jax.layers.running import RunningMean
 from terminator_jax.layers.slow import GlobalSlowNet, LocalSlowNet
 from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
 from terminator_jax.ops.conv import fft_conv
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.hyperzzw import check_operator, operator_named
-from terminator_jax.ops.standardize import AxisName
+from terminator_jax.ops.standardize import AxisName, across
 
 
 class GlobalHyperZZW(nnx.Module):
     """Mixes two maps over their full context: `K̂ = x ⊙ K`, then `K̂ ∘ u`.
 
-    K is the hyper-kernel of a global slow network, as large as the map.
+    K is the hyper-kernel of a global slow network, as large as the map. With the operator
+    `convolution` the layer has gradients but no forward mode, `jax.jvp` and `jax.linearize`.
 
     Example:
       >>> layer = GlobalHyperZZW((8, 8), 12, rngs=nnx.Rngs(0))
@@ -73,6 +76,7 @@ class GlobalHyperZZW(nnx.Module):
                 f"expected x and u (batch, *{self.size}, {self.channels}), got {x.shape} and"
                 f" {u.shape}"
             )
+        x, u = floating((x, u))
         dtype = x.dtype if self.dtype is None else self.dtype
         x, u, kernel = (a.astype(dtype) for a in (x, u, self.slow_net()))
         operator = operator_named(self.operator)
@@ -90,7 +94,8 @@ class LocalHyperZZW(nnx.Module):
       >>> layer(source, u).shape
       (2, 8, 8, 12)
 
-    The kernels depend on the mean of `source` over the batch, and are the same for all samples.
+    The kernels depend on the mean of `source` over the batch, and are the same for all samples. The
+    layer has gradients but no forward mode, `jax.jvp` and `jax.linearize`.
 
     Args:
       size: the odd size of the kernels, the same on every axis.
@@ -109,7 +114,8 @@ class LocalHyperZZW(nnx.Module):
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: for an even size, or when called with maps of other shapes.
+      ValueError: for an even size, when called with maps of other shapes, or in evaluation before
+        any batch was averaged.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
     Interaction", 2024.
@@ -134,12 +140,18 @@ class LocalHyperZZW(nnx.Module):
         self.causal, self.dtype = causal, dtype
         self.slow_net = LocalSlowNet(
             size, channels, ndim=ndim, hidden=hidden, layers=layers, omega0=omega0, causal=causal,
-            param_dtype=param_dtype, axis_name=axis_name,
-            use_running_average=use_running_average, rngs=rngs,
+            param_dtype=param_dtype, rngs=rngs,
+        )  # fmt: skip
+        self.context = RunningMean(
+            self.slow_net.context_shape, self.slow_net.context_dtype, axis_name=axis_name,
+            use_running_average=use_running_average,
         )  # fmt: skip
 
     def __call__(self, source: jax.Array, u: jax.Array) -> jax.Array:
         """Applies the layer to source and u, `(batch, *spatial, channels)`; returns u's shape."""
+        u = floating(u)
         u = u if self.dtype is None else u.astype(self.dtype)
         padding = "causal" if self.causal else "same"
-        return fft_conv(u, self.slow_net(source), correlate=True, padding=padding)
+        contexts = across(self.slow_net.contexts((source,)), self.context.reduced_axis)
+        kernel = self.slow_net.kernels(self.context(contexts))
+        return fft_conv(u, kernel, correlate=True, padding=padding)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import kaiming_normal, uniform, zeros
 from terminator_jax.ops import hyperzzw
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 
 
 class FeatureSlowNet(nnx.Module):
@@ -99,7 +99,6 @@ class HyperZZWGate(nnx.Module):
 
     Raises:
       ValueError: for sizes below 1, or when called with vectors of other sizes.
-      TypeError: when called with integers.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
     Interaction", 2024, for vectors; Glorot and Bengio, "Understanding the difficulty of training
@@ -141,9 +140,8 @@ class HyperZZWGate(nnx.Module):
                 f"expected x (..., {self.input_dim}) and context (..., {self.context_dim}), got"
                 f" {x.shape} and {context.shape}"
             )
+        x, context = floating((x, context))
         dtype = x.dtype if self.dtype is None else self.dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"expected floating-point vectors, got {dtype}: scale them first")
         return hyperzzw.gate(*(a.astype(dtype) for a in (x, context, self.kernel())))
 
     def kernel(self) -> jax.Array:

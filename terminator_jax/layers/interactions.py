@@ -5,6 +5,7 @@ from flax import nnx
 
 from terminator_jax.layers.slow import ChannelSlowNet, SpatialSlowNet
 from terminator_jax.ops import hyperzzw
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.standardize import average
 
 
@@ -18,14 +19,14 @@ def _over_space(x: jax.Array, causal: bool) -> jax.Array:
 
 
 def _channel_logit(mean: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes `m ⊙ k_c ⊙ m`."""
+    """Computes `m ⊙ k ⊙ m`."""
     return hyperzzw.quadratic_form(mean, kernel.reshape((1,) * (mean.ndim - 1) + (-1,)))
 
 
 class HyperChannelInteraction(nnx.Module):
     """Gates x by its channel means, with a kernel from a channel slow network.
 
-    `m = mean_space(x)`, `out = x ⊙ sigmoid(m ⊙ k_c ⊙ m)`.
+    `m = mean_space(x)`, `out = x ⊙ sigmoid(m ⊙ k_h ⊙ m)`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,10 +56,10 @@ class HyperChannelInteraction(nnx.Module):
         self.causal = causal
         self.channel = ChannelSlowNet(channels, hidden=hidden, layers=layers, rngs=rngs, **slow)
 
-    def __call__(self, x: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
-        """Gates x `(batch, *spatial, channels)`; `kernel` is k_c, if that is already at hand."""
-        kernel = self.channel() if kernel is None else kernel
-        logit = _channel_logit(_over_space(x, self.causal), kernel)
+    def __call__(self, x: jax.Array, k_h: jax.Array | None = None) -> jax.Array:
+        """Gates x `(batch, *spatial, channels)`; `k_h` is the kernel, if it is already known."""
+        x, k_h = floating((x, self.channel() if k_h is None else k_h))
+        logit = _channel_logit(_over_space(x, self.causal), k_h)
         return x * jax.nn.sigmoid(logit).astype(x.dtype)
 
 
@@ -106,14 +107,15 @@ class HyperInteraction(nnx.Module):
         self,
         y: jax.Array,
         x: jax.Array,
-        channel_kernel: jax.Array | None = None,
-        spatial_kernel: jax.Array | None = None,
+        k_c: jax.Array | None = None,
+        k_s: jax.Array | None = None,
     ) -> jax.Array:
-        """Gates x by y, `(batch, *size, channels)` both; the kernels, if they are at hand."""
-        channel_kernel = self.channel() if channel_kernel is None else channel_kernel
-        spatial_kernel = self.spatial() if spatial_kernel is None else spatial_kernel
+        """Gates x by y, `(batch, *size, channels)` both; with the kernels, if already known."""
         if y.shape != x.shape:
             raise ValueError(f"y and x must have one shape, got {y.shape} and {x.shape}")
-        channel = _channel_logit(_over_space(y, self.causal), channel_kernel)
-        spatial = hyperzzw.quadratic_form(average(y, (-1,)), spatial_kernel[None, ..., None])
+        k_c = self.channel() if k_c is None else k_c
+        k_s = self.spatial() if k_s is None else k_s
+        y, x, k_c, k_s = floating((y, x, k_c, k_s))
+        channel = _channel_logit(_over_space(y, self.causal), k_c)
+        spatial = hyperzzw.quadratic_form(average(y, (-1,)), k_s[None, ..., None])
         return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)

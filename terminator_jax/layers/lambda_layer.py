@@ -8,6 +8,7 @@ from flax import nnx
 
 from terminator_jax.layers.batch_norm import batch_norm
 from terminator_jax.layers.initializers import normal, uniform
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.lambdas import METHODS, apply_lambdas
 from terminator_jax.ops.standardize import AxisName
 
@@ -25,6 +26,9 @@ class LambdaLayer(nnx.Module):
       (2, 8, 8, 24)
       >>> LambdaLayer(12, 24, window=(5, 5), rngs=nnx.Rngs(0))(x).shape  # local
       (2, 8, 8, 24)
+
+    Forward mode, `jax.jvp` and `jax.linearize`, works with every method but `fft`, which `auto`
+    takes for large maps on a GPU.
 
     Queries and values are normalized by `nnx.BatchNorm`: with the statistics of the batch in
     training, with running averages after `eval()`.
@@ -99,6 +103,7 @@ class LambdaLayer(nnx.Module):
         `use_running_average` overrides the mode that `train()` and `eval()` set.
         """
         self._check_map(x)
+        x = floating(x)
 
         def split_channels(y, number):
             return y.reshape(*x.shape[:-1], number, -1)

@@ -36,7 +36,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from terminator_jax import layers
 from terminator_jax.layers.initializers import kaiming_normal
+from terminator_jax.layers.running import use_batch_statistics
 from terminator_jax.layers.slow_fast import kernel_from_coordinates
+from terminator_jax.ops.dtypes import floating
 
 __all__ = [
     "RGU",
@@ -88,6 +90,7 @@ class Layer(nn.Module):
         if initializing:
             layer = self._make(self.make_rng("params") if self.random else None)
             self._put(layer)
+            use_batch_statistics(layer)  # there are no averages yet
         else:
             layer = nnx.eval_shape(lambda: self._make(0))
             for collection, values in given.items():
@@ -244,4 +247,10 @@ def pointwise(outputs: int, **kwargs) -> nn.Dense:
       >>> variables["params"]["kernel"].shape
       (12, 24)
     """
-    return nn.Dense(outputs, kernel_init=kaiming_normal, **kwargs)
+    defaults = dict(kernel_init=kaiming_normal, promote_dtype=promote_dtype)
+    return nn.Dense(outputs, **defaults | kwargs)
+
+
+def promote_dtype(*arrays, **options):
+    """Promotes arrays to one dtype as Linen does, integers also where promotion is strict."""
+    return nn.dtypes.promote_dtype(*floating(arrays), **options)

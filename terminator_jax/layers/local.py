@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terminator_jax.layers.initializers import kaiming_normal
-from terminator_jax.layers.running import moments_of
+from terminator_jax.layers.running import RunningMean, RunningMoments
 from terminator_jax.layers.slow import LocalSlowNets
 from terminator_jax.ops.activation import gelu
 from terminator_jax.ops.conv import fft_conv
-from terminator_jax.ops.dtypes import at_least_float32
-from terminator_jax.ops.standardize import AxisName, batch_standardize
+from terminator_jax.ops.dtypes import at_least_float32, floating
+from terminator_jax.ops.standardize import AxisName, across, batch_moments, normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,12 @@ class LocalBranches(nnx.Module):
         self.dtype, self.axis_name = dtype, axis_name
         self.slow_nets = LocalSlowNets(
             [b.size for b in branches], channels, ndim=ndim, hidden=hidden, layers=layers,
-            omega0=omega0, causal=causal, param_dtype=param_dtype, axis_name=axis_name,
-            use_running_average=use_running_average, rngs=rngs,
+            omega0=omega0, causal=causal, param_dtype=param_dtype, rngs=rngs,
         )  # fmt: skip
+        running = dict(axis_name=axis_name, use_running_average=use_running_average)
+        self.context = RunningMean(
+            self.slow_nets.context_shape, self.slow_nets.context_dtype, **running
+        )
         n = len(self.branches)
         keys = jax.random.split(rngs.params(), n)
         self.mixer_weight = nnx.Param(
@@ -85,9 +88,9 @@ class LocalBranches(nnx.Module):
         )
         self.mixer_bias = nnx.Param(jnp.zeros((n, channels), param_dtype))
         self.scalar = nnx.Param(jnp.zeros(n, param_dtype))
-        self.averages = moments_of(
+        self.averages = RunningMoments(
             (length, n * channels) if causal else (n * channels,), at_least_float32(param_dtype),
-            use_running_average=use_running_average,
+            **running,
         )  # fmt: skip
 
     def __call__(self, maps: Mapping[str, jax.Array], *, method: str = "auto") -> list[jax.Array]:
@@ -95,19 +98,21 @@ class LocalBranches(nnx.Module):
 
         Args:
           maps: `(batch, *spatial, channels)` by their names.
-          method: of the convolutions, see `fft_conv`.
+          method: of the convolutions, see `fft_conv`: forward mode needs `lax` or `dense`.
         """
-        kernels = self.slow_nets([maps[b.kernel_from] for b in self.branches])
+        maps = floating(dict(maps))
+        kernels = self.kernels(
+            self.slow_nets.contexts([maps[b.kernel_from] for b in self.branches])
+        )
         y = [
-            self._mix(n, maps[b.applied_to], self.slow_nets.crop(kernels, n), method)
-            for n, b in enumerate(self.branches)
+            self._mix(n, maps[b.applied_to], kernel, method)
+            for n, (b, kernel) in enumerate(zip(self.branches, kernels, strict=True))
         ]
         # Standardized together, which is the same: every channel has statistics of its own.
-        y = batch_standardize(
-            jnp.concatenate(y, axis=-1), causal=self.causal, axis_name=self.axis_name,
-            track=self.averages.track,
-        )  # fmt: skip
-        outputs = jnp.split(gelu(y), len(self.branches), axis=-1)
+        y = jnp.concatenate(y, axis=-1)
+        moments = batch_moments(y, causal=self.causal, axis_name=self.averages.reduced_axis)
+        y = gelu(normalize(y, *self.averages(moments)))
+        outputs = jnp.split(y, len(self.branches), axis=-1)
         return [out + self.scalar[n].astype(out.dtype) for n, out in enumerate(outputs)]
 
     def _mix(self, n: int, x: jax.Array, kernel: jax.Array, method: str) -> jax.Array:
@@ -117,14 +122,13 @@ class LocalBranches(nnx.Module):
         weight, bias = (p[n].astype(y.dtype) for p in (self.mixer_weight, self.mixer_bias))
         return y @ weight + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
-    def kernels(self, maps: Mapping[str, jax.Array]) -> list[jax.Array]:
+    def kernels(self, contexts: jax.Array) -> list[jax.Array]:
         """Generates the kernel `(size, …, size, channels)` of each branch.
 
         Args:
-          maps: named maps with their channels first, `(channels, batch, *spatial)`.
+          contexts: of this device's batch, see `LocalSlowNets`. In evaluation their averages take
+            their place.
         """
-        means = {b.kernel_from: jnp.mean(maps[b.kernel_from], axis=1) for b in self.branches}
-        kernels = self.slow_nets.from_mean(
-            [jnp.moveaxis(means[b.kernel_from], 0, -1) for b in self.branches]
-        )
+        contexts = self.context(across(contexts, self.context.reduced_axis))
+        kernels = self.slow_nets.kernels(contexts)
         return [self.slow_nets.crop(kernels, n) for n in range(len(self.branches))]

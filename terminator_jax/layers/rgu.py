@@ -8,6 +8,7 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import uniform, zeros
 from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.fused_sfne import RGUWeights
 from terminator_jax.ops.standardize import instance_standardize
 
@@ -59,6 +60,7 @@ class RGU(nnx.Module):
         """Maps `(batch, *size, channels)` to the same shape."""
         if x.shape[1:] != (*self.size, self.channels):
             raise ValueError(f"expected (batch, *{self.size}, {self.channels}), got {x.shape}")
+        x = floating(x)
         k, v = self.k(x), self.v(x)
         q = gelu(instance_standardize(k * self.q(v), causal=self.causal))
         return self.y(q + self.position[...].astype(q.dtype)[None, ..., None])

@@ -1,107 +1,155 @@
 """Averages of batch statistics, kept in training and used in evaluation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-Statistics = tuple[jax.Array, ...]
+from terminator_jax.ops.standardize import AxisName, Moments
+
+NO_AVERAGES = (
+    "no batch was averaged yet, so there is nothing to evaluate with: train on a batch, or call"
+    " terminator_jax.calibrate(model, batches), or"
+    " terminator_jax.use_batch_statistics(model) after model.eval()"
+)
 
 
-class RunningAverages(nnx.Module):
-    """Averages of a layer's batch statistics, kept as `nnx.BatchNorm` keeps its own.
+class RunningMean(nnx.Module):
+    """Keeps the average of an array over batches, as `nnx.BatchNorm` keeps its own.
+
+    The n-th batch counts `1 / n` at first, so that the average needs no bias correction, and
+    `1 - momentum` later.
+
+    Example:
+      >>> average = RunningMean((3,))
+      >>> _ = average(jnp.full(3, 1.0)), average(jnp.full(3, 3.0))
+      >>> average.eval()
+      >>> print(average(jnp.zeros((1, 3))))
+      [[2. 2. 2.]]
 
     Args:
-      momentum: share of the averages that one batch leaves; 1 for the plain average of all batches.
+      shape: of the average.
+      dtype: of the average.
+      momentum: decay of the average; 1 averages all batches equally.
+      axis_name: the mapped axis over which the batch is split, if any.
       use_running_average: whether it begins in evaluation mode; `train()` and `eval()` set it.
-      initial: the initial value of each average, by its name.
     """
 
     def __init__(
-        self, *, momentum: float = 0.9, use_running_average: bool = False, **initial: jax.Array
+        self,
+        shape: tuple[int, ...],
+        dtype=jnp.float32,
+        *,
+        momentum: float = 0.9,
+        axis_name: AxisName = None,
+        use_running_average: bool = False,
     ):
-        self.momentum, self.use_running_average = momentum, use_running_average
-        self.names = tuple(initial)
+        self.momentum, self.axis_name = momentum, axis_name
+        self.use_running_average = use_running_average
         # Of a floating-point type, so that gradients by a layer's whole state can be taken.
         self.count = nnx.BatchStat(jnp.zeros((), jnp.float32))
-        for name, value in initial.items():
-            setattr(self, name, nnx.BatchStat(value))
+        self.mean = nnx.BatchStat(jnp.zeros(shape, dtype))
 
-    def track(self, compute: Callable[[], Statistics], shape: tuple[int, ...]) -> Statistics:
-        """Returns the batch's statistics and updates the averages; after `eval()` the averages.
+    @property
+    def reduced_axis(self) -> AxisName:
+        """The mapped axis that statistics are to be reduced over: none in evaluation."""
+        return None if self.use_running_average else self.axis_name
 
-        The n-th batch counts `1 / n` at first, so that averages need no bias correction, and
-        `1 - momentum` later.
+    def __call__(self, value: jax.Array) -> jax.Array:
+        """Returns `value` and updates the average; in evaluation returns the average.
 
         Args:
-          compute: computes the statistics of the batch; not called after `eval()`.
-          shape: of each statistic; the averages have the same number of values.
+          value: of the batch, with as many values as the average.
 
-        Example:
-          >>> averages = RunningAverages(mean=jnp.zeros(3))
-          >>> for value in (1.0, 3.0):
-          ...     _ = averages.track(lambda value=value: (jnp.full(3, value),), (3,))
-          >>> averages.eval()
-          >>> print(*averages.track(lambda: None, (1, 3)))
-          [[2. 2. 2.]]
+        Raises:
+          ValueError: for a value of another size; in evaluation, if no batch was averaged. In a
+            compiled program the average of no batch is NaN.
         """
-        kept = [getattr(self, name) for name in self.names]
+        [value] = self._averages([self.mean], [value])
+        return value
+
+    def _averages(
+        self, averages: Sequence[nnx.BatchStat], values: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        pairs = list(zip(averages, values, strict=True))
+        for average, value in pairs:
+            if average.size != value.size:
+                raise ValueError(
+                    f"running averages of shape {average.shape} cannot take statistics of shape"
+                    f" {value.shape}"
+                )
         if self.use_running_average:
-            return tuple(average[...].reshape(shape) for average in kept)
-        statistics = compute()
+            count = self.count.get_value()
+            if not isinstance(count, jax.core.Tracer) and not np.all(np.asarray(count) > 0):
+                raise ValueError(NO_AVERAGES)
+            return [
+                jnp.where(count > 0, average[...], jnp.nan).reshape(value.shape)
+                for average, value in pairs
+            ]
         count = self.count[...] + 1
-        for average, value in zip(kept, statistics, strict=True):
+        for average, value in pairs:
             old, new = average[...], jax.lax.stop_gradient(value).reshape(average.shape)
             weight = jnp.maximum(1 / count.astype(old.dtype), 1 - self.momentum)
             average.set_value(old + weight * (new.astype(old.dtype) - old))
         self.count.set_value(count)
-        return statistics
+        return list(values)
 
 
-def moments_of(shape: tuple[int, ...], dtype, **options) -> RunningAverages:
-    """Returns running averages of a mean and a variance.
+class RunningMoments(RunningMean):
+    """Keeps the averages of a mean and a variance."""
 
-    Example:
-      >>> moments_of((3,), jnp.float32).names
-      ('mean', 'var')
-    """
-    return RunningAverages(mean=jnp.zeros(shape, dtype), var=jnp.ones(shape, dtype), **options)
+    def __init__(self, shape: tuple[int, ...], dtype=jnp.float32, **options):
+        super().__init__(shape, dtype, **options)
+        self.var = nnx.BatchStat(jnp.ones(shape, dtype))
+
+    def __call__(self, moments: Moments) -> Moments:
+        """Returns `moments` and updates the averages; in evaluation returns the averages."""
+        return Moments(*self._averages([self.mean, self.var], moments))
 
 
-def running_averages(model: nnx.Module) -> list[RunningAverages]:
+def running_averages(model: nnx.Module) -> list[RunningMean]:
     """Returns the running averages in a model."""
-    return [m for _, m in nnx.iter_modules(model) if isinstance(m, RunningAverages)]
+    return [m for _, m in nnx.iter_modules(model) if isinstance(m, RunningMean)]
 
 
 def reset(model: nnx.Module) -> None:
     """Gives a model's running averages, which may be abstract, the values of a new model."""
     for averages in running_averages(model):
-        for name in ("count", *averages.names):
-            variable = getattr(averages, name)
-            value = jnp.full(variable.shape, float(name == "var"), variable.dtype)
-            variable.set_value(value)
+        for name, variable in vars(averages).items():
+            if isinstance(variable, nnx.BatchStat):
+                value = jnp.full(variable.shape, float(name == "var"), variable.dtype)
+                variable.set_value(value)
 
 
 def is_calibrated(model: nnx.Module) -> bool:
     """Returns whether all running averages in a model have seen a batch."""
     # By NumPy, which also inside of jax.jit reads what is known there.
-    return all(np.asarray(a.count.get_value()) > 0 for a in running_averages(model))
+    return all(np.all(np.asarray(a.count.get_value()) > 0) for a in running_averages(model))
 
 
 def use_batch_statistics(model: nnx.Module) -> None:
     """Makes a model use the statistics of the batch, in evaluation too, as the release does.
 
-    `model.eval()` takes it back.
+    Call it after `model.eval()`, which takes it back. Every call of the model then updates the
+    running averages, as in training.
+
+    Example:
+      >>> from terminator_jax.layers import BatchStandardization
+      >>> norm = BatchStandardization(2)
+      >>> norm.eval()
+      >>> use_batch_statistics(norm)
+      >>> print(norm(jnp.array([[[1.0, 5.0], [3.0, 5.0]]])).round(2)[0, :, 0])
+      [-1.  1.]
     """
     for layer in _averaging(model):
         layer.use_running_average = False
 
 
-def _averaging(model: nnx.Module) -> list[RunningAverages | nnx.BatchNorm]:
+def _averaging(model: nnx.Module) -> list[RunningMean | nnx.BatchNorm]:
     """Returns the modules in a model that keep averages."""
-    kinds = RunningAverages | nnx.BatchNorm
+    kinds = RunningMean | nnx.BatchNorm
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, kinds)]
 
 
@@ -120,11 +168,11 @@ def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
       ValueError: if there are no batches. The averages are then what they were, as after any error.
 
     Example:
-      >>> from terminator_jax.layers import LocalHyperZZW
-      >>> layer = LocalHyperZZW(3, 4, hidden=3, rngs=nnx.Rngs(0))
-      >>> calibrate(layer.slow_net, [jnp.ones((2, 4, 4, 4)), 3 * jnp.ones((2, 4, 4, 4))])
-      >>> float(layer.slow_net.averages.pooled[0, 0, 0])
-      2.0
+      >>> from terminator_jax.layers import BatchStandardization
+      >>> norm = BatchStandardization(4)
+      >>> calibrate(norm, [jnp.ones((2, 8, 8, 4)), 3 * jnp.ones((2, 8, 8, 4))])
+      >>> print(norm.averages.mean[...])
+      [2. 2. 2. 2.]
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3.
     """

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,25 @@ from flax import nnx
 from terminator_jax.layers.dropout import ChannelDropout
 from terminator_jax.layers.interactions import HyperChannelInteraction, HyperInteraction
 from terminator_jax.layers.local import LocalBranch, LocalBranches
-from terminator_jax.layers.magnet import OMEGA0, generate_kernels
+from terminator_jax.layers.magnet import OMEGA0, MAGNet, generate_kernels
 from terminator_jax.layers.pointwise import pointwise
 from terminator_jax.layers.rgu import RGU
-from terminator_jax.layers.running import moments_of
+from terminator_jax.layers.running import RunningMoments
 from terminator_jax.layers.slow import GlobalSlowNet
-from terminator_jax.ops import hyperzzw
+from terminator_jax.ops import fused_sfne, hyperzzw
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
-from terminator_jax.ops.dtypes import at_least_float32
-from terminator_jax.ops.fused_sfne import SFNESettings, SFNEWeights, fused_sfne
-from terminator_jax.ops.standardize import AxisName, group_standardize, instance_standardize
+from terminator_jax.ops.channels_first import spatial_axes, to_channels_first, to_channels_last
+from terminator_jax.ops.dtypes import at_least_float32, floating
+from terminator_jax.ops.fused_sfne import SFNESettings, SFNEWeights
+from terminator_jax.ops.standardize import (
+    AxisName,
+    Moments,
+    group_moments,
+    instance_standardize,
+    moments,
+    normalize,
+    normalize_groups,
+)
 
 # XLA's own convolution has derivatives of every kind and order.
 REFERENCE_CONVOLUTION = "lax"
@@ -53,21 +61,19 @@ class SlowWidths:
 
 
 class SlowKernels(NamedTuple):
-    """Holds, for each slow network that does not read the input, its kernel.
-
-    Where all networks of a model are evaluated together, it holds the networks themselves first.
+    """Holds the kernels of the slow networks that do not read the input.
 
     Attributes:
-      h_channel: of the hyper-channel interaction, which makes the map h, `(C,)`.
-      i_channel: of the hyper interaction, which makes the map i, `(C,)`.
-      i_spatial: of the same, `(*size,)`.
-      kernel: the hyper-kernel K, `(*size, C)`.
+      k_h: of the hyper-channel interaction, which makes the map h, `(C,)`.
+      k_c: of the hyper interaction, which makes the map i, `(C,)`.
+      k_s: of the same, `(*size,)`.
+      hyper_kernel: K, `(*size, C)`.
     """
 
-    h_channel: Any
-    i_channel: Any
-    i_spatial: Any
-    kernel: Any
+    k_h: jax.Array
+    k_c: jax.Array
+    k_s: jax.Array
+    hyper_kernel: jax.Array
 
 
 def concat_order(branches: int, skips: int) -> tuple[str, ...]:
@@ -117,10 +123,12 @@ class SFNEBlock(nnx.Module):
         `jax.jvp`, `jax.hessian` and `jax.linearize` need `"reference"`.
       use_running_average: whether what depends on the batch, its statistics and the local kernels,
         is taken from the averages of training; `train()` and `eval()` set it.
+      deterministic: whether nothing is dropped; `train()` and `eval()` set it.
       rngs: the source of the initial values.
 
     Raises:
-      ValueError: for sizes that do not fit, or an unknown implementation.
+      ValueError: for sizes that do not fit, or an unknown implementation; in evaluation, if no
+        batch was averaged.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
     Interaction", 2024, and its public release.
@@ -146,6 +154,7 @@ class SFNEBlock(nnx.Module):
         axis_name: AxisName = None,
         implementation: str = "auto",
         use_running_average: bool = False,
+        deterministic: bool = False,
         rngs: nnx.Rngs,
     ):
         if implementation not in IMPLEMENTATIONS:
@@ -186,11 +195,12 @@ class SFNEBlock(nnx.Module):
         )  # fmt: skip
         self.bottleneck = pointwise(len(self.concat_order) * channels, factor * channels, **fast)
         self.bias = nnx.Param(jnp.zeros((), param_dtype))  # added after the activation
-        self.averages = moments_of(
+        self.averages = RunningMoments(
             (*size, factor * channels) if causal else (factor * channels,),
-            at_least_float32(param_dtype), use_running_average=use_running_average,
+            at_least_float32(param_dtype), axis_name=axis_name,
+            use_running_average=use_running_average,
         )  # fmt: skip
-        self.dropout = ChannelDropout(dropout, axis_name=axis_name)
+        self.dropout = ChannelDropout(dropout, axis_name=axis_name, deterministic=deterministic)
 
     def __call__(
         self,
@@ -221,43 +231,43 @@ class SFNEBlock(nnx.Module):
         Args:
           x: `(batch, *size, C)`.
           skips: earlier maps `(batch, *size, channels)`, as announced to the constructor.
-          kernels: what the networks of `slow_nets()` give, if that is already at hand.
-          rngs: with a `dropout` stream; without it nothing is dropped.
+          kernels: the outputs of `slow_nets()`, if they are already known.
+          rngs: with a `dropout` stream; without it, or after `eval()`, nothing is dropped.
 
         Returns:
           `(batch, *size, λC)`.
         """
         self._check(x, skips)
+        x, skips, kernels = floating((x, list(skips), kernels))
         x, *skips = (a if self.dtype is None else a.astype(self.dtype) for a in (x, *skips))
-        kernels = kernels or SlowKernels(*generate_kernels(self.slow_nets()))
+        if kernels is None:
+            kernels = SlowKernels(*generate_kernels(list(self.slow_nets().values())))
         if self.implementation != "reference":
             return self._fused(x, skips, kernels, rngs)
 
-        k_hat = x * kernels.kernel.astype(x.dtype)[None]
+        k_hat = x * kernels.hyper_kernel.astype(x.dtype)[None]
         f = self._standardize(self.rgu2(k_hat) + self.rgu1(x))
         u = self._standardize(self.mixer(x))
-        h = self._standardize(self.channel_interaction(x, kernels.h_channel))
+        h = self._standardize(self.channel_interaction(x, kernels.k_h))
         o, o_u, o_h = (self._operate(k_hat, z) for z in (f, u, h))
         s = jax.nn.silu(o)
-        i = self.hyper_interaction(o, x, kernels.i_channel, kernels.i_spatial)
+        i = self.hyper_interaction(o, x, kernels.k_c, kernels.k_s)
         local = self.local(dict(x=x, u=u, h=h), method=REFERENCE_CONVOLUTION)
 
         maps = dict(o=o, f=f, o_u=o_u, s=s, o_h=o_h, i=i)
         maps |= {f"l{n}": y for n, y in enumerate(local, start=1)}
         maps |= {f"skip{n}": self._tile(skip) for n, skip in enumerate(skips, start=1)}
         y = self.bottleneck(jnp.concatenate([maps[name] for name in self.concat_order], axis=-1))
-        y = group_standardize(
-            y, groups=self.groups, causal=self.causal, axis_name=self.axis_name,
-            track=self.averages.track,
-        )  # fmt: skip
+        found = group_moments(y, causal=self.causal, axis_name=self.averages.reduced_axis)
+        y = normalize_groups(y, found._replace(batch=self.averages(found.batch)), self.groups)
         return self.dropout(gelu(y) + self.bias[...].astype(y.dtype), rngs=rngs)
 
-    def slow_nets(self) -> SlowKernels:
-        """Returns the slow networks that do not depend on the input."""
+    def slow_nets(self) -> dict[str, MAGNet]:
+        """Returns the slow networks that do not read the input, by the names in `SlowKernels`."""
         interaction = self.hyper_interaction
-        return SlowKernels(
-            h_channel=self.channel_interaction.channel, i_channel=interaction.channel,
-            i_spatial=interaction.spatial, kernel=self.slow_net,
+        return dict(
+            k_h=self.channel_interaction.channel, k_c=interaction.channel,
+            k_s=interaction.spatial, hyper_kernel=self.slow_net,
         )  # fmt: skip
 
     def _standardize(self, x: jax.Array) -> jax.Array:
@@ -280,17 +290,33 @@ class SFNEBlock(nnx.Module):
         kernels: SlowKernels,
         rngs: nnx.Rngs | None,
     ) -> jax.Array:
-        """Computes the formula of `__call__` in fewer operations.
-
-        `fused_sfne` calls the local slow networks with the maps that they read. In training this
-        also updates their running averages.
-        """
-        first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
+        """Computes the formula of `__call__` in fewer operations, see `ops/fused_sfne.py`."""
         weights, settings = fused_weights(self, kernels), fused_settings(self)
-        y = fused_sfne(to_channels_first(x), first, weights, settings)
+        maps = fused_sfne.global_maps(to_channels_first(x), weights, settings)
+        y = fused_sfne.mix_local(maps, self._local_kernels(maps), weights, settings)
+        axes = (1,) if self.causal else (1, *spatial_axes(y))
+        averages, cumulative = self.local.averages, 2 if self.causal else None
+        found = moments(y, axes, cumulative=cumulative, axis_name=averages.reduced_axis)
+        local = gelu(normalize(y, *_averaged(averages, found, weights.local_bias)))
+
+        first = {f"skip{n}": to_channels_first(skip) for n, skip in enumerate(skips, start=1)}
+        y = fused_sfne.mix(maps, local, first, weights)
+        found = group_moments(
+            y, batch_axis=1, channel_axis=0, causal=self.causal,
+            axis_name=self.averages.reduced_axis,
+        )  # fmt: skip
+        batch = _averaged(self.averages, found.batch, weights.output_bias)
+        y = normalize_groups(y, found._replace(batch=batch), self.groups, channel_axis=0)
+        y = fused_sfne.activate(y, weights)
         # With channels last the mask would keep XLA from joining this block's last transposition
         # with the next block's first: a training step on a CPU would take 1.25 times as long.
         return to_channels_last(self.dropout(y, rngs=rngs, channels_first=True))
+
+    def _local_kernels(self, maps: dict[str, jax.Array]) -> list[jax.Array]:
+        """Generates the kernels of the local branches from maps with their channels first."""
+        names = [branch.kernel_from for branch in self.local.branches]
+        means = {n: to_channels_last(jnp.mean(maps[n], axis=1)) for n in dict.fromkeys(names)}
+        return self.local.kernels(self.local.slow_nets.pool([means[name] for name in names]))
 
     def _check(self, x: jax.Array, skips: Sequence[jax.Array]) -> None:
         expected = [(*x.shape[:1], *self.size, c) for c in (self.channels, *self.skips)]
@@ -299,8 +325,19 @@ class SFNEBlock(nnx.Module):
             raise ValueError(f"expected x and skips of shapes {expected}, got {found}")
 
 
+def _averaged(averages: RunningMoments, found: Moments, bias: jax.Array) -> Moments:
+    """Puts running averages in the place of moments of a map with its channels first.
+
+    The averages are those of the formula's map, to which its bias is added.
+    """
+    mean, var = map(to_channels_last, found)
+    bias = bias.astype(mean.dtype).reshape((1,) * (mean.ndim - 1) + (-1,))
+    mean, var = averages(Moments(mean + bias, var))
+    return Moments(to_channels_first(mean - bias), to_channels_first(var))
+
+
 def fused_weights(block: SFNEBlock, kernels: SlowKernels) -> SFNEWeights:
-    """Returns a block's weights as `fused_sfne` takes them."""
+    """Returns a block's weights as `ops.fused_sfne` takes them."""
     rows = jnp.split(block.bottleneck.kernel[...], len(block.concat_order))
     bottleneck = dict(zip(block.concat_order, rows, strict=True))
     scalars = enumerate(block.local.scalar[...], start=1)
@@ -315,11 +352,8 @@ def fused_weights(block: SFNEBlock, kernels: SlowKernels) -> SFNEWeights:
 
 
 def fused_settings(block: SFNEBlock) -> SFNESettings:
-    """Returns what else `fused_sfne` needs of a block."""
+    """Returns what else `ops.fused_sfne` needs of a block."""
     return SFNESettings(
         block.operator, block.operator_scale, block.causal, block.groups,
         local=tuple(branch.applied_to for branch in block.local.branches),
-        make_local_kernels=block.local.kernels, axis_name=block.axis_name,
-        track_local=block.local.averages.track,
-        track_output=block.averages.track,
     )  # fmt: skip

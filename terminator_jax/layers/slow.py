@@ -18,9 +18,8 @@ from flax import nnx
 
 from terminator_jax.layers.initializers import gabor_init, ones, uniform, zeros
 from terminator_jax.layers.magnet import OMEGA0, MAGNet
-from terminator_jax.layers.running import RunningAverages
 from terminator_jax.ops import magnet, pooling
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.standardize import AxisName, across
 
 
@@ -67,7 +66,9 @@ class LocalSlowNets(nnx.Module):
     """Generates small kernels that depend on the batch, by several networks of one shape.
 
     The networks are evaluated together, by one `vmap`. So every kernel is padded with zeros to the
-    size of the largest.
+    size of the largest. A kernel depends on the maps only by their context: their mean over the
+    batch, averaged to the size of the kernel. The networks keep no running averages; a layer that
+    does averages the contexts and calls `kernels`.
 
     Example:
       >>> nets = LocalSlowNets((3, 9), 12, rngs=nnx.Rngs(0))
@@ -87,8 +88,6 @@ class LocalSlowNets(nnx.Module):
       param_dtype: dtype of the parameters.
       axis_name: the mapped axis over which the batch is split, if any: the kernels depend on the
         mean over the whole batch.
-      use_running_average: whether kernels depend on the running averages of training instead of
-        the batch; `train()` and `eval()` set it.
       rngs: the source of the initial values.
 
     Raises:
@@ -110,7 +109,6 @@ class LocalSlowNets(nnx.Module):
         causal: bool = False,
         param_dtype=jnp.float32,
         axis_name: AxisName = None,
-        use_running_average: bool = False,
         rngs: nnx.Rngs,
     ):
         if not sizes or any(k < 1 or k % 2 == 0 for k in sizes):
@@ -145,11 +143,16 @@ class LocalSlowNets(nnx.Module):
         self.mix_bias = param(uniform(hidden**-0.5), n, hidden)
         self.context_weight = param(square, n, layers, hidden, hidden)
         self.context_bias = param(ones, n, layers, hidden)
-        pooled = (n, max(self.sizes) ** ndim, channels)
-        self.averages = RunningAverages(
-            pooled=jnp.zeros(pooled, at_least_float32(param_dtype)),
-            use_running_average=use_running_average,
-        )
+
+    @property
+    def context_shape(self) -> tuple[int, int, int]:
+        """The shape of the contexts, `(number, positions, channels)`."""
+        return len(self.sizes), max(self.sizes) ** self.ndim, self.channels
+
+    @property
+    def context_dtype(self) -> jnp.dtype:
+        """The dtype of the contexts and of the kernels, float32 or wider."""
+        return at_least_float32(self.weight.dtype)
 
     def __call__(self, sources: Sequence[jax.Array]) -> jax.Array:
         """Returns kernels `(K, …, K, number, channels)`, where K is the largest size.
@@ -157,18 +160,28 @@ class LocalSlowNets(nnx.Module):
         Args:
           sources: one map `(batch, *spatial, channels)` for each kernel.
         """
-        self._check(sources)
-        return self.from_mean([jnp.mean(x, axis=0) for x in sources])
+        return self.kernels(across(self.contexts(sources), self.axis_name))
 
-    def from_mean(self, means: Sequence[jax.Array]) -> jax.Array:
-        """Returns the kernels for means over the (local) batch, `(*spatial, channels)`."""
+    def contexts(self, sources: Sequence[jax.Array]) -> jax.Array:
+        """Computes the contexts of maps, `(number, positions, channels)`, of this device's batch.
+
+        Args:
+          sources: one map `(batch, *spatial, channels)` for each kernel.
+        """
+        self._check(sources)
+        return self.pool([jnp.mean(x, axis=0) for x in floating(list(sources))])
+
+    def pool(self, means: Sequence[jax.Array]) -> jax.Array:
+        """Computes the contexts from the maps' means over the batch, `(*spatial, channels)`."""
         if self.causal:
             means = [mean[:1] for mean in means]
+        maps = jnp.stack([mean.astype(self.context_dtype) for mean in means])
+        return pooling.adaptive_average_each(maps, self.sizes).reshape(self.context_shape)
+
+    def kernels(self, contexts: jax.Array) -> jax.Array:
+        """Returns the kernels for contexts, `(K, …, K, number, channels)`."""
+        contexts = floating(contexts)
         grids, inside, index = _padded_grids(self.sizes, self.ndim)
-        [pooled] = self.averages.track(
-            lambda: (across(self._pool(means), self.axis_name),),
-            self.averages.pooled.shape,
-        )
         net = magnet.MAGNetParams(
             self.gabor_weight[...], self.gabor_bias[...], self.weight[...], self.bias[...],
             jnp.zeros(inside.size, self.position.dtype).at[index].set(self.position[...])
@@ -180,8 +193,9 @@ class LocalSlowNets(nnx.Module):
             self.mix_bias[...], self.context_weight[...], self.context_bias[...],
         )  # fmt: skip
         kernels = jax.vmap(magnet.context_magnet)(
-            net, mix, jnp.asarray(grids, pooled.dtype), pooled, jnp.asarray(inside, pooled.dtype)
-        )
+            net, mix, jnp.asarray(grids, contexts.dtype), contexts,
+            jnp.asarray(inside, contexts.dtype),
+        )  # fmt: skip
         size = (max(self.sizes),) * self.ndim
         return jnp.moveaxis(kernels, 0, 1).reshape(*size, len(self.sizes), self.channels)
 
@@ -190,13 +204,6 @@ class LocalSlowNets(nnx.Module):
         margin = (max(self.sizes) - self.sizes[n]) // 2
         own = slice(margin, margin + self.sizes[n])
         return kernels[(own,) * self.ndim][..., n, :]
-
-    def _pool(self, means: Sequence[jax.Array]) -> jax.Array:
-        """Pools every mean to its kernel's size: `(number, positions, channels)`."""
-        dtype = at_least_float32(self.weight.dtype)
-        maps = jnp.stack([mean.astype(dtype) for mean in means])
-        pooled = pooling.adaptive_average_each(maps, self.sizes)
-        return pooled.reshape(len(means), -1, self.channels)
 
     def _check(self, sources: Sequence[jax.Array]) -> None:
         if len(sources) != len(self.sizes):
@@ -223,7 +230,12 @@ class LocalSlowNet(LocalSlowNets):
         super().__init__((size,), channels, **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__((x,))[..., 0, :]
+        """Returns the kernel for a map `(batch, *spatial, channels)`."""
+        return super().__call__((x,))
+
+    def kernels(self, contexts: jax.Array) -> jax.Array:
+        """Returns the kernel for a context `(1, positions, channels)`."""
+        return super().kernels(contexts)[..., 0, :]
 
 
 def _padded_grids(sizes: Sequence[int], ndim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

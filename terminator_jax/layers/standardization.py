@@ -1,16 +1,18 @@
 """Standardization as modules, without parameters."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.running import moments_of
+from terminator_jax.layers.running import RunningMoments
 from terminator_jax.ops.standardize import (
     EPSILON,
     AxisName,
-    batch_standardize,
-    group_standardize,
+    Moments,
+    batch_moments,
+    group_moments,
     instance_standardize,
+    normalize,
+    normalize_groups,
 )
 
 
@@ -18,48 +20,73 @@ class BatchStandardization(nnx.Module):
     """Standardizes each channel over batch and space (BS).
 
     Example:
-      >>> BatchStandardization()(jnp.ones((2, 8, 8, 12))).shape
+      >>> import jax.numpy as jnp
+      >>> BatchStandardization(12)(jnp.ones((2, 8, 8, 12))).shape
       (2, 8, 8, 12)
 
     Args:
-      num_features: channels of the map. If given, averages of the statistics are kept in training
-        and used in evaluation, as by `nnx.BatchNorm`; otherwise they are always the batch's own.
-      causal: for sequences: by the statistics of the positions so far, without averages.
+      num_features: channels of the map.
+      causal: for sequences: by the statistics of the positions so far.
+      length: positions of the sequences, needed for causal averages: each position has its own.
       epsilon: added to the variance.
+      track_running_stats: whether averages of the batch's statistics are kept in training and used
+        in evaluation, as by `nnx.BatchNorm`. Otherwise the statistics are always the batch's own.
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split, if any.
       use_running_average: whether it begins in evaluation mode; `train()` and `eval()` set it.
 
     Raises:
-      ValueError: for causal averages; when called with an array that has no spatial axis, or
-        causally more than one.
+      ValueError: for causal averages without a length; when called with an array of other channels
+        or without a spatial axis, or causally with more than one; in evaluation, if no batch was
+        averaged.
 
     Source: Ioffe and Szegedy, "Batch Normalization", 2015, less its parameters.
     """
 
     def __init__(
         self,
-        num_features: int | None = None,
+        num_features: int,
         *,
         causal: bool = False,
+        length: int | None = None,
         epsilon: float = EPSILON,
+        track_running_stats: bool = True,
         axis_name: AxisName = None,
         use_running_average: bool = False,
     ):
-        self.causal, self.epsilon, self.axis_name = causal, epsilon, axis_name
-        self.averages = _averages(num_features, causal, use_running_average)
+        self.num_features, self.causal, self.epsilon = num_features, causal, epsilon
+        self.axis_name = axis_name
+        if track_running_stats and causal and length is None:
+            raise ValueError(
+                "causal averages need the length of the sequences: give length, or"
+                " track_running_stats=False"
+            )
+        shape = (length, num_features) if causal else (num_features,)
+        running = dict(axis_name=axis_name, use_running_average=use_running_average)
+        self.averages = RunningMoments(shape, **running) if track_running_stats else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Standardizes `(batch, *spatial, channels)`."""
-        return batch_standardize(
-            x, causal=self.causal, epsilon=self.epsilon, axis_name=self.axis_name,
-            track=self.averages and self.averages.track,
-        )  # fmt: skip
+        self._check(x)
+        moments = batch_moments(x, causal=self.causal, axis_name=self._reduced_axis)
+        return normalize(x, *self._average(moments), self.epsilon)
+
+    @property
+    def _reduced_axis(self) -> AxisName:
+        return self.axis_name if self.averages is None else self.averages.reduced_axis
+
+    def _average(self, moments: Moments) -> Moments:
+        return moments if self.averages is None else self.averages(moments)
+
+    def _check(self, x: jax.Array) -> None:
+        if x.ndim < 3 or x.shape[-1] != self.num_features:
+            raise ValueError(f"expected (batch, *spatial, {self.num_features}), got {x.shape}")
 
 
 class InstanceStandardization(nnx.Module):
     """Standardizes each sample and channel over space (IS).
 
     Example:
+      >>> import jax.numpy as jnp
       >>> InstanceStandardization()(jnp.ones((2, 8, 8, 12))).shape
       (2, 8, 8, 12)
 
@@ -81,25 +108,27 @@ class InstanceStandardization(nnx.Module):
         return instance_standardize(x, causal=self.causal, epsilon=self.epsilon)
 
 
-class GroupInstanceBatchStandardization(nnx.Module):
+class GroupInstanceBatchStandardization(BatchStandardization):
     """Standardizes even channel groups over the batch (BS), odd ones per sample (IS): G-IBS.
 
     Example:
-      >>> GroupInstanceBatchStandardization(groups=12)(jnp.ones((2, 8, 8, 24))).shape
+      >>> import jax.numpy as jnp
+      >>> GroupInstanceBatchStandardization(24, groups=12)(jnp.ones((2, 8, 8, 24))).shape
       (2, 8, 8, 24)
 
     Args:
+      num_features: channels of the map.
       groups: into how many equal runs the channels are cut.
-      num_features: channels of the map. If given, averages of the batch's statistics are kept in
-        training and used in evaluation; otherwise they are always the batch's own.
-      causal: for sequences: by the statistics of the positions so far, without averages.
+      causal: for sequences: by the statistics of the positions so far.
+      length: positions of the sequences, needed for causal averages: each position has its own.
       epsilon: added to the variance.
+      track_running_stats: whether averages of the batch's statistics are kept in training and used
+        in evaluation, as by `nnx.BatchNorm`. Otherwise the statistics are always the batch's own.
       axis_name: the mapped axis (of a `pmap` or `shard_map`) over which the batch is split, if any.
       use_running_average: whether it begins in evaluation mode; `train()` and `eval()` set it.
 
     Raises:
-      ValueError: if there are no groups, for causal averages, or when called with channels that
-        do not divide into them.
+      ValueError: if the channels do not divide into the groups, and as `BatchStandardization`.
 
     Source: Zhang, "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context
     Interaction", 2024.
@@ -107,34 +136,28 @@ class GroupInstanceBatchStandardization(nnx.Module):
 
     def __init__(
         self,
+        num_features: int,
         groups: int = 12,
-        num_features: int | None = None,
         *,
         causal: bool = False,
+        length: int | None = None,
         epsilon: float = EPSILON,
+        track_running_stats: bool = True,
         axis_name: AxisName = None,
         use_running_average: bool = False,
     ):
-        if groups < 1:
-            raise ValueError(f"groups must be positive, got {groups}")
-        self.groups, self.causal = groups, causal
-        self.epsilon, self.axis_name = epsilon, axis_name
-        self.averages = _averages(num_features, causal, use_running_average)
+        if groups < 1 or num_features % groups:
+            raise ValueError(f"{num_features} channels do not divide into {groups} groups")
+        super().__init__(
+            num_features, causal=causal, length=length, epsilon=epsilon,
+            track_running_stats=track_running_stats, axis_name=axis_name,
+            use_running_average=use_running_average,
+        )  # fmt: skip
+        self.groups = groups
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Standardizes `(batch, *spatial, channels)`."""
-        return group_standardize(
-            x, groups=self.groups, causal=self.causal, epsilon=self.epsilon,
-            axis_name=self.axis_name, track=self.averages and self.averages.track,
-        )  # fmt: skip
-
-
-def _averages(num_features: int | None, causal: bool, use_running_average: bool):
-    """Returns running averages of a mean and a variance; None without a number of features."""
-    if num_features is None:
-        return None
-    if causal:
-        raise ValueError(
-            f"causal statistics have no averages: leave num_features={num_features} away"
-        )
-    return moments_of((num_features,), jnp.float32, use_running_average=use_running_average)
+        self._check(x)
+        moments = group_moments(x, causal=self.causal, axis_name=self._reduced_axis)
+        moments = moments._replace(batch=self._average(moments.batch))
+        return normalize_groups(x, moments, self.groups, self.epsilon)

@@ -1,17 +1,25 @@
 """A trained Terminator with constants in the place of its slow networks, for inference."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from terminator_jax.layers.running import is_calibrated, running_averages
+from terminator_jax.layers.running import is_calibrated
 from terminator_jax.layers.sfne import SFNEBlock, SlowKernels, fused_settings, fused_weights
 from terminator_jax.models.terminator import Terminator
-from terminator_jax.ops.channels_first import to_channels_first, to_channels_last
-from terminator_jax.ops.fused_sfne import RGUWeights, SFNEWeights, fold, fused_sfne, sum_copies
+from terminator_jax.ops import fused_sfne
+from terminator_jax.ops.activation import gelu
+from terminator_jax.ops.channels_first import (
+    broadcast_channels,
+    standardize_space,
+    to_channels_first,
+    to_channels_last,
+)
+from terminator_jax.ops.dtypes import floating
+from terminator_jax.ops.fused_sfne import RGUWeights, SFNEWeights, fold, sum_copies
+from terminator_jax.ops.standardize import Moments, batch_groups
 
 
 class BakedSFNEBlock(nnx.Module):
@@ -26,15 +34,14 @@ class BakedSFNEBlock(nnx.Module):
         self.dtype = block.dtype
         channels = {f"skip{n}": c for n, c in enumerate(block.skips, start=1)}
         self.skips = tuple(channels)  # names, in the order of the arguments
-        # A network that does not read its input after eval() gives the same for any map.
-        maps = {name: jnp.zeros((block.channels, 1, *block.size)) for name in ("x", "u", "h")}
-        self.local_kernels = nnx.List(nnx.Param(k) for k in block.local.kernels(maps))
-        self.settings = dataclasses.replace(
-            fused_settings(block), axis_name=None, folded=True, make_local_kernels=None,
-            track_local=None, track_output=None,
-        )  # fmt: skip
+        nets = block.local.slow_nets
+        kernels_of_all = nets.kernels(block.local.context.mean[...])
+        self.local_kernels = nnx.List(
+            nnx.Param(nets.crop(kernels_of_all, n)) for n in range(len(nets.sizes))
+        )
+        self.settings = fused_settings(block)
         local, output = (
-            (averages.mean[...], averages.var[...])
+            Moments(averages.mean[...], averages.var[...])
             for averages in (block.local.averages, block.averages)
         )
         weights = fold(fused_weights(block, kernels), self.settings, local, output)
@@ -57,6 +64,7 @@ class BakedSFNEBlock(nnx.Module):
     ) -> jax.Array:
         """Applies the block: `(batch, *size, C)` to `(batch, *size, λC)`; nothing is dropped."""
         del kernels, rngs
+        x, skips = floating((x, list(skips)))
         if self.dtype is not None:
             x, *skips = (a.astype(self.dtype) for a in (x, *skips))
         first = dict(zip(self.skips, map(to_channels_first, skips), strict=True))
@@ -64,9 +72,16 @@ class BakedSFNEBlock(nnx.Module):
             rgus=tuple(RGUWeights(**_values(rgu)) for rgu in self.rgus),
             bottleneck=_values(self.bottleneck), **_values(self.weights),
         )  # fmt: skip
+        maps = fused_sfne.global_maps(to_channels_first(x), weights, self.settings)
         kernels = [kernel[...] for kernel in self.local_kernels]
-        settings = dataclasses.replace(self.settings, make_local_kernels=lambda maps: kernels)
-        return to_channels_last(fused_sfne(to_channels_first(x), first, weights, settings))
+        y = fused_sfne.mix_local(maps, kernels, weights, self.settings)
+        local = gelu(y + broadcast_channels(weights.local_bias, y))
+        y = fused_sfne.mix(maps, local, first, weights)
+        y = y + broadcast_channels(weights.output_bias, y)
+        # The weights hold the moments of the groups of the batch: only the samples' are left.
+        by_batch = batch_groups(len(y), self.settings.groups).reshape(-1, *[1] * (y.ndim - 1))
+        y = jnp.where(by_batch, y, standardize_space(y))
+        return to_channels_last(fused_sfne.activate(y, weights))
 
 
 class BakedTerminator(Terminator):
@@ -117,14 +132,8 @@ def bake(model: Terminator) -> BakedTerminator:
             "the model has no running averages: train it, or call terminator_jax.calibrate(model, "
             "batches) first"
         )
-    mode = [(averages, averages.use_running_average) for averages in running_averages(model)]
-    model.eval()
-    try:
-        with jax.default_matmul_precision("highest"):
-            return nnx.jit(BakedTerminator)(model)
-    finally:
-        for averages, running in mode:
-            averages.use_running_average = running
+    with jax.default_matmul_precision("highest"):
+        return nnx.jit(BakedTerminator)(model)
 
 
 def _params(arrays: dict[str, jax.Array]) -> dict[str, nnx.Param]:

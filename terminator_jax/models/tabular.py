@@ -126,7 +126,7 @@ class TabularTerminator(nnx.Module):
 
         Args:
           x: rows, `(batch, features)`.
-          rngs: with a `dropout` stream, for training; without it nothing is dropped.
+          rngs: with a `dropout` stream; without it, or after `eval()`, nothing is dropped.
 
         Raises:
           ValueError: if `x` does not fit the configuration.

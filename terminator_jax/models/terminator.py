@@ -1,7 +1,6 @@
 """The Terminator: slow-fast blocks without residuals, attention or downsampling."""
 
 import dataclasses
-import itertools
 import math
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from flax import nnx
 from terminator_jax.layers.local import LocalBranch
 from terminator_jax.layers.magnet import OMEGA0, generate_kernels
 from terminator_jax.layers.pointwise import pointwise
-from terminator_jax.layers.running import running_averages
 from terminator_jax.layers.sfne import BRANCHES, SFNEBlock, SlowKernels, SlowWidths
 from terminator_jax.models.fields import ALL_POSITIVE, DROPOUTS, POSITIVE, Rule, check_fields
 from terminator_jax.ops import coordinates
@@ -192,7 +190,9 @@ class Terminator(nnx.Module):
 
     In training mode, the initial one, standardizations and local kernels use the batch, as in the
     release, and update their running averages. After `eval()` they use the averages. Then a
-    sample's logits do not depend on the rest of its batch.
+    sample's logits do not depend on the rest of its batch. A model without averages, such as a new
+    one or one from the release, needs `terminator_jax.calibrate(model, batches)` first, or
+    `terminator_jax.use_batch_statistics(model)` after `eval()`.
 
     Args:
       config: the configuration of the network.
@@ -255,12 +255,14 @@ class Terminator(nnx.Module):
 
         Args:
           x: floating-point pictures or sequences.
-          rngs: random keys with a `dropout` stream, for training; without them nothing is dropped.
+          rngs: random keys with a `dropout` stream; without them, or after `eval()`, nothing is
+            dropped.
           intermediates: whether to return `(logits, Intermediates)`.
 
         Raises:
-          ValueError: if `x` does not fit the configuration.
-          TypeError: if `x` is not of a floating-point type.
+          ValueError: if `x` does not fit the configuration, or in evaluation before any batch was
+            averaged.
+          TypeError: if `x` is of integers, which here are pictures that were not normalized.
         """
         self._check(x)
         kernels = self._slow_kernels()
@@ -273,7 +275,7 @@ class Terminator(nnx.Module):
         logits = self.head(jnp.mean(x, space, dtype=at_least_float32(x.dtype)))
         if not intermediates:
             return logits
-        return logits, Intermediates([k.kernel for k in kernels], features)
+        return logits, Intermediates([k.hyper_kernel for k in kernels], features)
 
     def resized(self, size: tuple[int, ...]) -> "Resized":
         """Returns the same network on a finer or coarser grid, with a list of changes.
@@ -327,18 +329,17 @@ class Terminator(nnx.Module):
                 columns = jax.vmap(coordinates.interpolate, (-1, None), -1)(columns, size)
                 value = columns.reshape(target.shape)
             target.set_value(value)
-        for there, here in zip(running_averages(model), running_averages(self), strict=True):
-            there.use_running_average = here.use_running_average
+        both = zip(nnx.iter_modules(model), nnx.iter_modules(self), strict=True)
+        for (_, there), (_, here) in both:
+            for mode in {"use_running_average", "deterministic"} & vars(here).keys():
+                setattr(there, mode, getattr(here, mode))
         return Resized(model, tuple(changes))
 
     def _slow_kernels(self) -> list[SlowKernels]:
         """Evaluates the slow networks of all blocks together."""
-        kernels = iter(
-            generate_kernels([net for block in self.blocks for net in block.slow_nets()])
-        )
-        return [
-            SlowKernels(*itertools.islice(kernels, len(SlowKernels._fields))) for _ in self.blocks
-        ]
+        nets = [block.slow_nets() for block in self.blocks]
+        kernels = iter(generate_kernels([net for named in nets for net in named.values()]))
+        return [SlowKernels(**{name: next(kernels) for name in named}) for named in nets]
 
     def bake(self) -> "Terminator":
         """Makes a model for inference, with constants in the place of its slow networks.

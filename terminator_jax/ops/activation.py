@@ -5,10 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 
 
-@jax.custom_jvp
 def erf(x: jax.Array) -> jax.Array:
     """Computes the error function.
 
@@ -19,13 +18,13 @@ def erf(x: jax.Array) -> jax.Array:
       >>> print(erf(jnp.array([-1.0, 0.0, 1.0])).round(2))
       [-0.84  0.    0.84]
     """
-    return jax.lax.erf(x)
+    return _erf(floating(x))
 
 
-erf.defjvps(lambda dx, _, x: dx * jnp.exp(-x * x) * (2 / math.sqrt(math.pi)))
+_erf = jax.custom_jvp(jax.lax.erf)
+_erf.defjvps(lambda dx, _, x: dx * jnp.exp(-x * x) * (2 / math.sqrt(math.pi)))
 
 
-@jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
     """Computes the exact GELU, `x Φ(x)`, by one error function, in float32 or wider.
 
@@ -37,18 +36,23 @@ def gelu(x: jax.Array) -> jax.Array:
       >>> print(gelu(jnp.array([-1.0, 0.0, 1.0])).round(2))
       [-0.16  0.    0.84]
     """
+    return _gelu(floating(x))
+
+
+@jax.custom_jvp
+def _gelu(x: jax.Array) -> jax.Array:
     wide = x.astype(at_least_float32(x.dtype))
     return (wide * (0.5 * erf(wide * math.sqrt(0.5)) + 0.5)).astype(x.dtype)
 
 
-@gelu.defjvp
+@_gelu.defjvp
 def _gelu_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     wide = x.astype(at_least_float32(x.dtype))
     # gelu'(x) = 1 - gelu'(-x). In terms of x, XLA would keep the error function of the forward pass
     # for the backward pass: 8 % of the memory of a training step on a CPU, in the same time.
     slope = 1 - _gelu_slope(-wide)
-    return gelu(x), (slope * dx.astype(wide.dtype)).astype(dx.dtype)
+    return _gelu(x), (slope * dx.astype(wide.dtype)).astype(dx.dtype)
 
 
 def _gelu_slope(x: jax.Array) -> jax.Array:

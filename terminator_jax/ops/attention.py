@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from terminator_jax.ops.channels_first import match_varying_axes
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 
 # The width of a block of keys is a multiple of this: matrix products run faster.
 KEY_COLUMN_MULTIPLE = 8
@@ -35,6 +35,9 @@ def local_attention(
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Averages the values around each position, with the weights `softmax(q·k / √features)`.
+
+    It has gradients, and gradients of them, but no forward mode: `jax.jvp` and `jax.linearize` need
+    `attention_reference`.
 
     Args:
       q: `(batch, rows, columns, heads, features)`.
@@ -61,7 +64,8 @@ def local_attention(
     _check_arguments(q, k, v, window, mask)
     rows, columns = q.shape[1:3]
     tiles = cheapest_tiles(rows, columns, max(rows, columns) if window is None else window)
-    arrays = [jnp.moveaxis(x, 3, 1) for x in ((q, k) if v is k else (q, k, v))]
+    arrays = floating((q, k) if v is k else (q, k, v))
+    arrays = [jnp.moveaxis(x, 3, 1) for x in arrays]
     masks = [] if mask is None else [mask[:, None, :, :, None]]
     q, *rest = match_varying_axes(*arrays, *masks)
     kv = tuple(rest[: len(arrays) - 1])
@@ -78,6 +82,7 @@ def attention_reference(
 ) -> jax.Array:
     """Computes `local_attention` by its definition: all pairs, those too far apart masked."""
     _check_arguments(q, k, v, window, mask)
+    q, k, v = floating((q, k, v))
     batch, rows, columns, _, features = q.shape
     flat = [x.reshape(batch, rows * columns, *x.shape[3:]) for x in (q, k, v)]
     row, column = jnp.divmod(jnp.arange(rows * columns), columns)
@@ -121,6 +126,7 @@ def rotary(x: jax.Array, base: float = 100.0) -> jax.Array:
             "rotary needs (batch, rows, columns, heads, features) with features divisible by 4, got"
             f" {x.shape}"
         )
+    x = floating(x)
     wide = at_least_float32(x.dtype)
     pairs = x.shape[-1] // 4
     speeds = jnp.asarray(base, wide) ** (-jnp.arange(pairs, dtype=wide) / pairs)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.platform import by_platform
 from terminator_jax.ops.standardize import EPSILON, mean_and_variance, rsqrt_clamped
 
@@ -36,6 +36,7 @@ def spatial_mean(x: jax.Array) -> jax.Array:
     A product with weights, because XLA on a CPU would otherwise compute `x` again inside of the
     reduction. With the gradient of `pointwise`, this halves the time of a training step there.
     """
+    x = floating(x)
     wide, spatial = at_least_float32(x.dtype), x.shape[2:]
     weights = jnp.full(spatial, 1 / math.prod(spatial), wide)
     return jnp.tensordot(
@@ -43,7 +44,6 @@ def spatial_mean(x: jax.Array) -> jax.Array:
     )
 
 
-@jax.custom_jvp
 def standardize_space(x: jax.Array) -> jax.Array:
     """Standardizes each channel and sample over space: IS, `y = (x - m(x)) / σ`.
 
@@ -53,6 +53,11 @@ def standardize_space(x: jax.Array) -> jax.Array:
       >>> print(standardize_space(jnp.array([[[3.0, 5.0, 5.0, 3.0]]])).round(2))
       [[[-1.  1.  1. -1.]]]
     """
+    return _standardized(floating(x))
+
+
+@jax.custom_jvp
+def _standardized(x: jax.Array) -> jax.Array:
     return _standardize_space(x)[0]
 
 
@@ -65,7 +70,7 @@ def _standardize_space(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return y.astype(x.dtype), scale
 
 
-@standardize_space.defjvp
+@_standardized.defjvp
 def _standardize_space_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     y, scale = _standardize_space(x)
@@ -94,6 +99,7 @@ def broadcast_channels(values: jax.Array, x: jax.Array) -> jax.Array:
       values: `(channels,)`, `(channels, batch)`, or already of the rank of `x`.
       x: `(channels, batch, *spatial)`.
     """
+    values, x = floating((values, x))
     values = values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
     wide = values.astype(at_least_float32(values.dtype))
     return jnp.broadcast_to(wide, x.shape).astype(x.dtype)
@@ -141,6 +147,7 @@ def pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) ->
       >>> pointwise(jnp.ones((3, 2, 8, 8)), jnp.ones((3, 5)), jnp.zeros(5)).shape
       (5, 2, 8, 8)
     """
+    x, kernel, bias = floating((x, kernel, bias))
     out = _matmul(*match_varying_axes(kernel.astype(x.dtype), x))
     return out if bias is None else out + broadcast_channels(bias, out)
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from terminator_jax.ops.dtypes import floating
+
 
 def grid(size: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """Computes the coordinates in [-1, 1] of every position of a map, row-major.
@@ -42,6 +44,7 @@ def interpolate(values: jax.Array, size: Sequence[int]) -> jax.Array:
     """
     if values.ndim != len(size):
         raise ValueError(f"values {values.shape} have not as many axes as the size {tuple(size)}")
+    values = floating(values)
     for axis, (n, m) in enumerate(zip(values.shape, size, strict=True)):
         matrix = jnp.asarray(_between(n, m), values.dtype)
         values = jnp.moveaxis(jnp.tensordot(matrix, values, axes=(1, axis)), 0, axis)

@@ -1,8 +1,27 @@
-"""Chooses the dtype of sums."""
+"""Chooses dtypes: of what arrays of integers become, and of sums."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+
+def floating(arrays: Any) -> Any:
+    """Converts the integers and bools in a tree of arrays to float32, as Flax's layers do.
+
+    Arrays of a floating-point or complex type keep it. NumPy's arrays become JAX's.
+
+    Example:
+      >>> [a.dtype.name for a in floating((jnp.arange(3), jnp.ones(2, jnp.bfloat16)))]
+      ['float32', 'bfloat16']
+    """
+    return jax.tree.map(_floating, arrays)
+
+
+def _floating(x: Any) -> jax.Array:
+    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 
 def at_least_float32(*dtypes: DTypeLike) -> jnp.dtype:

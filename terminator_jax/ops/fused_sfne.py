@@ -1,6 +1,8 @@
 """The SFNE block in fewer and larger operations: what `SFNEBlock(implementation="fused")` computes.
 
-The result is that of the formula in `layers/sfne.py`. What differs is mathematics:
+The result is that of the formula in `layers/sfne.py`. A block calls `global_maps`, `mix_local`,
+`mix` and `activate`, in this order. Between them it makes the local kernels and normalizes, with
+moments of the batch or with running averages. What differs from the formula is mathematics:
 
 - Linear maps of the same input are one: `W_k` and `W_q W_v` of each RGU, the two `W_y`.
 - The gate g of the hyper-channel interaction is one factor per sample and channel, so the
@@ -14,8 +16,7 @@ The result is that of the formula in `layers/sfne.py`. What differs is mathemati
 Maps are `(channels, batch, *spatial)`, see `channels_first.py`.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,21 +30,18 @@ from terminator_jax.ops.channels_first import (
     spatial_axes,
     standardize_space,
     to_channels_first,
-    to_channels_last,
 )
 from terminator_jax.ops.conv.per_map import convolve_per_map
+from terminator_jax.ops.dtypes import floating
 from terminator_jax.ops.standardize import (
     EPSILON,
-    AxisName,
     Moments,
-    Track,
     average,
     batch_groups,
     mean_and_square,
     mean_and_variance,
     normalize,
     standardize,
-    standardize_groups,
 )
 
 
@@ -67,10 +65,10 @@ class SFNEWeights(NamedTuple):
     """The weights of a block and the kernels that its slow networks give.
 
     Attributes:
-      h_channel: `(C,)`, the kernel of the hyper-channel interaction.
-      i_channel: `(C,)`, that of the hyper interaction over the channels.
-      i_spatial: `(*size,)`, that of the hyper interaction over the positions.
-      kernel: `(*size, C)`, the hyper-kernel.
+      k_h: `(C,)`, the kernel of the hyper-channel interaction.
+      k_c: `(C,)`, that of the hyper interaction over the channels.
+      k_s: `(*size,)`, that of the hyper interaction over the positions.
+      hyper_kernel: `(*size, C)`, K.
       rgus: of x and of the hyper-kernel times x.
       mixer: `(C, C)`.
       local_mixer: `(branches, C, C)`.
@@ -80,10 +78,10 @@ class SFNEWeights(NamedTuple):
       bias: the scalar after the last activation.
     """
 
-    h_channel: jax.Array
-    i_channel: jax.Array
-    i_spatial: jax.Array
-    kernel: jax.Array
+    k_h: jax.Array
+    k_c: jax.Array
+    k_s: jax.Array
+    hyper_kernel: jax.Array
     rgus: tuple[RGUWeights, RGUWeights]
     mixer: jax.Array
     local_mixer: jax.Array
@@ -93,72 +91,99 @@ class SFNEWeights(NamedTuple):
     bias: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class SFNESettings:
+class SFNESettings(NamedTuple):
     """What a block is besides its weights; see `SFNEBlock` for each.
 
     Attributes:
       local: the names of the maps that each local branch convolves.
-      make_local_kernels: from the named maps, channels first, to a kernel `(*size, C)` for each
-        local branch; in a layer it evaluates the local slow networks, which keep running averages.
-      track_local: gives the moments to use after the local mixers, see `batch_standardize`.
-      track_output: gives those to use after the bottleneck.
-      folded: whether the weights hold what these moments make of them, see `fold`.
     """
 
     operator: str
     operator_scale: float
     causal: bool
     groups: int
-    local: Sequence[str]
-    make_local_kernels: Callable[[Mapping[str, jax.Array]], Sequence[jax.Array]]
-    axis_name: AxisName = None
-    track_local: Track | None = None
-    track_output: Track | None = None
-    folded: bool = False
+    local: tuple[str, ...]
 
 
-def fused_sfne(
-    x: jax.Array, skips: Mapping[str, jax.Array], weights: SFNEWeights, settings: SFNESettings
-) -> jax.Array:
-    """Computes the block before its dropout.
+def global_maps(x: jax.Array, weights: SFNEWeights, settings: SFNESettings) -> dict[str, jax.Array]:
+    """Computes the maps of a block by their names, without the local branches.
 
     Args:
       x: `(C, batch, *size)`.
-      skips: by their names, `(channels, batch, *size)` with channels that divide C.
       weights: the block's weights.
       settings: its other properties.
 
     Returns:
-      `(λC, batch, *size)`.
+      x, u, h, f, o, o_u, o_h, s and i, in the shape of `x`.
     """
-    k_hat = x * broadcast_channels(to_channels_first(weights.kernel)[:, None], x)
+    x, weights = floating((x, weights))
+    k_hat = x * broadcast_channels(to_channels_first(weights.hyper_kernel)[:, None], x)
     f = _standardize(_rgu_pair(x, k_hat, weights.rgus, settings), settings)
     u = _standardize(pointwise(x, weights.mixer), settings)
-    h = _gate_channels(x, weights.h_channel, settings)
+    h = _gate_channels(x, weights.k_h, settings)
     operator = hyperzzw.OPERATORS[settings.operator]
     results = operator(k_hat, [f, u, h], causal=settings.causal)
     o, o_u, o_h = (_scale(result, settings.operator_scale) for result in results)
-    local = _local_branches({"x": x, "u": u, "h": h}, weights, settings)
     i = _interact(o, x, weights, settings)
-    maps = {"local": local, "o": o, "f": f, "o_u": o_u, "s": jax.nn.silu(o), "o_h": o_h, "i": i}
-    maps |= skips
-    rows = _rows(weights.bottleneck, skips, len(settings.local))
-    y = pointwise(
+    return dict(x=x, u=u, h=h, f=f, o=o, o_u=o_u, o_h=o_h, s=jax.nn.silu(o), i=i)
+
+
+def mix_local(
+    maps: Mapping[str, jax.Array],
+    kernels: Sequence[jax.Array],
+    weights: SFNEWeights,
+    settings: SFNESettings,
+) -> jax.Array:
+    """Computes the local branches up to their standardization, one after the other.
+
+    Args:
+      maps: those of `global_maps`.
+      kernels: of each branch, `(size, …, size, C)`.
+      weights: the block's weights.
+      settings: its other properties.
+
+    Returns:
+      `(branches * C, batch, *size)`, without the biases of the mixers.
+    """
+    weights = floating(weights)
+    kernels = [to_channels_first(kernel)[:, None] for kernel in kernels]
+    padding = "causal" if settings.causal else "same"
+    sources = [maps[name] for name in settings.local]
+    y = convolve_per_map(sources, kernels, padding=padding, correlate=True)
+    branches = y.reshape(len(kernels), len(y) // len(kernels), *y.shape[1:])
+    return jax.vmap(pointwise)(branches, weights.local_mixer).reshape(y.shape)
+
+
+def mix(
+    maps: Mapping[str, jax.Array],
+    local: jax.Array,
+    skips: Mapping[str, jax.Array],
+    weights: SFNEWeights,
+) -> jax.Array:
+    """Computes the bottleneck of all maps up to its standardization.
+
+    Args:
+      maps: those of `global_maps`.
+      local: the local branches, `(branches * C, batch, *size)`.
+      skips: by their names, `(channels, batch, *size)` with channels that divide C.
+      weights: the block's weights.
+
+    Returns:
+      `(λC, batch, *size)`, without `weights.output_bias`.
+    """
+    maps, local, skips, weights = floating((dict(maps), local, dict(skips), weights))
+    names = ("o", "f", "o_u", "s", "o_h", "i")
+    maps = {"local": local, **{name: maps[name] for name in names}, **skips}
+    rows = _rows(weights.bottleneck, skips, len(weights.local_mixer))
+    return pointwise(
         jnp.concatenate(list(maps.values())), jnp.concatenate([rows[name] for name in maps])
     )
-    if settings.folded:
-        # The weights hold the moments of the groups of the batch: these are only passed through.
-        y = y + broadcast_channels(weights.output_bias, y)
-        track = _identity_moments
-    else:
-        # The output bias is not added: the standardization takes it away.
-        track = _track(settings.track_output, weights.output_bias)
-    y = standardize_groups(
-        y, settings.groups, batch_axis=1, channel_axis=0, cumulative=_cumulative(settings),
-        axis_name=settings.axis_name, track=track,
-    )  # fmt: skip
-    return gelu(y) + broadcast_channels(weights.bias, y)
+
+
+def activate(y: jax.Array, weights: SFNEWeights) -> jax.Array:
+    """Computes the end of a block, `GELU(y) + bias`."""
+    y = gelu(y)
+    return y + broadcast_channels(weights.bias, y)
 
 
 def fold(
@@ -174,8 +199,10 @@ def fold(
         standardized per sample are not used.
 
     Returns:
-      The weights for `settings` with `folded=True`.
+      Weights whose biases are to be added: `local_bias` in the place of the local standardization,
+      `output_bias` before that of the samples.
     """
+    weights, local, output = floating((weights, local, output))
     scale = jax.lax.rsqrt(local[1] + EPSILON)
     branches, channels, _ = weights.local_mixer.shape
     mixer = weights.local_mixer * scale.reshape(branches, 1, channels)
@@ -188,12 +215,6 @@ def fold(
         bottleneck={name: rows * factor[None] for name, rows in weights.bottleneck.items()},
         output_bias=jnp.where(by_batch, (weights.output_bias - output[0]) * factor, 0),
     )
-
-
-def _identity_moments(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
-    """Returns moments with which `normalize` changes nothing."""
-    dtype = jax.eval_shape(of_batch)[0].dtype
-    return jnp.zeros(shape, dtype), jnp.full(shape, 1 - EPSILON, dtype)
 
 
 def _cumulative(settings: SFNESettings) -> int | None:
@@ -246,48 +267,9 @@ def _interact(
 ) -> jax.Array:
     """Computes i, the hyper interaction of o and x."""
     mean = average(o, _space(o, settings), cumulative=_cumulative(settings))
-    channel = hyperzzw.quadratic_form(mean, broadcast_channels(weights.i_channel, mean))
-    spatial = hyperzzw.quadratic_form(average(o, (0,)), weights.i_spatial[None, None])
+    channel = hyperzzw.quadratic_form(mean, broadcast_channels(weights.k_c, mean))
+    spatial = hyperzzw.quadratic_form(average(o, (0,)), weights.k_s[None, None])
     return x * jax.nn.sigmoid(channel * spatial).astype(x.dtype)
-
-
-def _local_branches(
-    maps: Mapping[str, jax.Array], weights: SFNEWeights, settings: SFNESettings
-) -> jax.Array:
-    """Computes all local branches, one after the other along the channels."""
-    kernels = [to_channels_first(kernel)[:, None] for kernel in settings.make_local_kernels(maps)]
-    padding = "causal" if settings.causal else "same"
-    sources = [maps[name] for name in settings.local]
-    y = convolve_per_map(sources, kernels, padding=padding, correlate=True)
-    channels = y.shape[0] // len(kernels)
-    branches = y.reshape(len(kernels), channels, *y.shape[1:])
-    y = jax.vmap(pointwise)(branches, weights.local_mixer).reshape(y.shape)
-    if settings.folded:
-        return gelu(y + broadcast_channels(weights.local_bias, y))
-    y = standardize(
-        y, (1, *_space(y, settings)), cumulative=_cumulative(settings),
-        axis_name=settings.axis_name, track=_track(settings.track_local, weights.local_bias),
-    )  # fmt: skip
-    return gelu(y)
-
-
-def _track(track: Track | None, bias: jax.Array) -> Track | None:
-    """Adapts `track`, for moments of maps with channels last and with their bias, to maps here."""
-    if track is None:
-        return None
-
-    def tracked(of_batch: Callable[[], Moments], shape: tuple[int, ...]) -> Moments:
-        constant = bias.reshape((1,) * (len(shape) - 1) + (-1,))
-
-        def of_formula() -> Moments:
-            mean, variance = map(to_channels_last, of_batch())
-            return mean + constant.astype(mean.dtype), variance
-
-        mean, variance = track(of_formula, (*shape[1:], shape[0]))
-        mean = mean - constant.astype(mean.dtype)
-        return to_channels_first(mean), to_channels_first(variance)
-
-    return tracked
 
 
 def _rows(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from terminator_jax.ops.conv import fft_conv
 from terminator_jax.ops.conv.methods import convolve_shared_kernel
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 
 
 def dot(hyper: jax.Array, u: jax.Array) -> jax.Array:
@@ -36,13 +36,14 @@ def dot(hyper: jax.Array, u: jax.Array) -> jax.Array:
             f"dot needs two equal square maps (batch, n, n, channels), got {hyper.shape} and"
             f" {u.shape}; choose 'product' or 'convolution' for other maps"
         )
-    return jnp.einsum("bikc,bkjc->bijc", hyper, u)
+    return jnp.einsum("bikc,bkjc->bijc", *floating((hyper, u)))
 
 
 def product(hyper: jax.Array, u: jax.Array) -> jax.Array:
     """Multiplies a hyper-kernel times its input elementwise with a map of the same shape."""
     if hyper.shape != u.shape:
         raise ValueError(f"product needs equal shapes, got {hyper.shape} and {u.shape}")
+    hyper, u = floating((hyper, u))
     return hyper * u
 
 
@@ -51,7 +52,7 @@ def convolution(
 ) -> jax.Array:
     """Convolves u with each sample's hyper-kernel times its input: linear, 'same' or causal.
 
-    `method` is one of `fft_conv`'s.
+    `method` is one of `fft_conv`'s, which says which of them have a forward mode.
 
     Example:
       >>> u = jnp.ones((2, 9, 3))
@@ -85,6 +86,7 @@ def _padding(causal: bool) -> str:
 
 def quadratic_form(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """Computes `y ⊙ kernel ⊙ y`, elementwise HyperZZW: interactions take the sigmoid of it."""
+    y, kernel = floating((y, kernel))
     return y * kernel * y
 
 
@@ -114,6 +116,7 @@ def gate(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.Array:
             "gate needs x (..., input_dim), context (..., context_dim) and a kernel (context_dim,"
             f" input_dim), got {x.shape}, {context.shape} and {kernel.shape}"
         )
+    x, context, kernel = floating((x, context, kernel))
     dtype = jnp.result_type(x, context, kernel)
     wide = at_least_float32(dtype)
     factors = jnp.matmul(context, kernel, preferred_element_type=wide)
@@ -127,6 +130,7 @@ def gate_reference(x: jax.Array, context: jax.Array, kernel: jax.Array) -> jax.A
       >>> print(gate_reference(jnp.array([[2.0]]), jnp.array([[3.0, 4.0]]), jnp.ones((2, 1))))
       [[14.]]
     """
+    x, context, kernel = floating((x, context, kernel))
     return jnp.sum(x[..., None, :] * context[..., :, None] * _like(kernel, x), axis=-2)
 
 
@@ -139,6 +143,7 @@ def _dots(hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False) 
         raise ValueError("dot mixes all positions: choose 'product' or 'convolution' if causal")
     if hyper.ndim != 4 or hyper.shape[2] != hyper.shape[3]:
         raise ValueError(f"dot needs square 2-D maps, got a size of {hyper.shape[2:]}")
+    hyper, maps = floating((hyper, list(maps)))
     wide = at_least_float32(hyper.dtype)
     return [jnp.matmul(hyper, u, preferred_element_type=wide).astype(u.dtype) for u in maps]
 
@@ -152,6 +157,7 @@ def _convolutions(
 def _products(
     hyper: jax.Array, maps: Sequence[jax.Array], *, causal: bool = False
 ) -> list[jax.Array]:
+    hyper, maps = floating((hyper, list(maps)))
     return [hyper * u for u in maps]
 
 

@@ -34,7 +34,7 @@ from terminator_jax.ops.channels_first import match_varying_axes
 from terminator_jax.ops.conv.fourier import DFT, FFT, LongDFT, Spectrum, Transform
 from terminator_jax.ops.conv.spectral import DENSE_UP_TO
 from terminator_jax.ops.conv.window import all_positions
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.platform import by_platform
 
 METHODS = ("auto", "rows", "dft", "fft")
@@ -54,6 +54,7 @@ def normalize_keys(keys: jax.Array) -> jax.Array:
       >>> print(normalize_keys(jnp.zeros((1, 2, 5, 1, 3))).ravel()[0])
       0.1
     """
+    keys = floating(keys)
     wide = keys.astype(at_least_float32(keys.dtype))
     flat = wide.reshape(keys.shape[0], -1, *keys.shape[-2:])
     return jax.nn.softmax(flat, 1).reshape(keys.shape)
@@ -66,6 +67,7 @@ def content_lambdas(keys: jax.Array, values: jax.Array) -> jax.Array:
       keys: `(batch, *spatial, u, k)`, normalized.
       values: `(batch, *spatial, u, v)`.
     """
+    keys, values = floating((keys, values))
     wide = at_least_float32(keys.dtype, values.dtype)
     keys, values = (a.reshape(a.shape[0], -1, a.shape[-1]).astype(wide) for a in (keys, values))
     return jnp.einsum("bmk,bmv->bkv", keys, values)
@@ -81,11 +83,13 @@ def position_lambdas_reference(values: jax.Array, table: jax.Array) -> jax.Array
     Returns:
       `(batch, *spatial, k, v)`.
     """
+    values, table = floating((values, table))
     spatial, window = values.shape[1:-2], table.shape[:-2]
     axes = np.indices(spatial).reshape(len(spatial), -1)
     at = axes[:, None] - axes[:, :, None] + np.array(window)[:, None, None] // 2
     inside = ((at >= 0) & (at < np.array(window)[:, None, None])).all(0)
-    pairs = table[tuple(np.where(inside, a, 0) for a in at)] * inside[..., None, None]
+    pairs = table[tuple(np.where(inside, a, 0) for a in at)]
+    pairs = jnp.where(inside[..., None, None], pairs, 0)
     lambdas = jnp.einsum(
         "nmku,bmuv->bnkv", pairs, values.reshape(len(values), -1, *values.shape[-2:])
     )
@@ -100,6 +104,7 @@ def apply_lambdas_reference(
     bias: jax.Array | None = None,
 ) -> jax.Array:
     """Computes `apply_lambdas` from an array of all lambdas, `(batch, *spatial, k, v)`."""
+    queries, keys, values, table, bias = floating((queries, keys, values, table, bias))
     content = content_lambdas(normalize_keys(keys), values)
     space = tuple(range(1, queries.ndim - 2))
     lambdas = jnp.expand_dims(content, space) + position_lambdas_reference(values, table)
@@ -118,6 +123,9 @@ def apply_lambdas(
     method: str = "auto",
 ) -> jax.Array:
     """Multiplies every query by the content lambda and by the lambda of its position.
+
+    The method `fft`, which `auto` takes for large maps on a GPU, has gradients but no forward mode,
+    `jax.jvp` and `jax.linearize`. The others have both.
 
     Args:
       queries: `(batch, *spatial, heads, k)` with 1 or 2 spatial axes.
@@ -146,6 +154,7 @@ def apply_lambdas(
     Source: Bello, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", 2021.
     """
     _check(queries, keys, values, table, bias, method)
+    queries, keys, values, table, bias = floating((queries, keys, values, table, bias))
     content = content_lambdas(normalize_keys(keys), values)
     if bias is not None:
         content += bias.astype(content.dtype)[None, :, None]
@@ -162,6 +171,7 @@ def apply_position_lambdas(
 
     The arguments are those of `apply_lambdas`.
     """
+    queries, values, table = floating((queries, values, table))
     spatial, dtype = values.shape[1:-2], queries.dtype
     table, values = table.astype(dtype), values.astype(dtype)
     for axis, n in enumerate(spatial):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from terminator_jax.ops.activation import gelu
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.standardize import rsqrt_clamped
 
 
@@ -67,6 +67,7 @@ def gabor(coordinates: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Arr
     Returns:
       `(layers, positions, hidden)` in the dtype of the phases.
     """
+    coordinates, weight, bias = floating((coordinates, weight, bias))
     dtype = at_least_float32(coordinates.dtype, weight.dtype)
     coordinates, weight, bias = (a.astype(dtype) for a in (coordinates, weight, bias))
     phase = bias[:, None]
@@ -95,17 +96,18 @@ def magnet(net: MAGNetParams, coordinates: jax.Array) -> jax.Array:
 
 def output(net: MAGNetParams, h: jax.Array) -> jax.Array:
     """Computes the last layer, `h W_o + b_o`."""
-    net = _cast(net, h.dtype)
+    h, net = floating(h), _cast(net, floating(h).dtype)
     return h @ net.out_weight + net.out_bias[None]
 
 
 def _cast(parameters, dtype: jnp.dtype):
     """Casts parameters to the dtype of the phases, which is never narrower."""
-    return jax.tree.map(lambda x: x.astype(dtype), parameters)
+    return jax.tree.map(lambda x: x.astype(dtype), floating(parameters))
 
 
 def context(net: Context, pooled: jax.Array) -> jax.Array:
     """Computes `GELU(F R pooled)`: `(positions, channels)` to `(positions, hidden)`."""
+    net, pooled = floating((net, pooled))
     net = _cast(net, at_least_float32(pooled.dtype, net.reduce_weight.dtype))
     pooled = pooled.astype(net.reduce_weight.dtype)
     reduced = pooled @ net.reduce_weight + net.reduce_bias[None]
@@ -131,7 +133,7 @@ def context_magnet(
     g = gabor(coordinates, net.gabor_weight, net.gabor_bias)
     t = context(mix, pooled).astype(g.dtype)
     net, mix = _cast(net, g.dtype), _cast(mix, g.dtype)
-    inside = inside[:, None].astype(g.dtype)
+    inside = jnp.asarray(inside)[:, None].astype(g.dtype)
     h = g[0]
     for i in range(len(net.weight)):
         h = g[i + 1] * (h @ net.weight[i] + net.bias[i, None]) + net.position[:, None]

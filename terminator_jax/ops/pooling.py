@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from terminator_jax.ops.dtypes import floating
+
 
 def adaptive_matrix(n: int, bins: int) -> np.ndarray:
     """Returns the `(bins, n)` matrix that averages n positions into `bins` adaptive bins.
@@ -40,6 +42,7 @@ def adaptive_average(x: jax.Array, bins: Sequence[int]) -> jax.Array:
     """
     if x.ndim != len(bins) + 2:
         raise ValueError(f"x of shape {x.shape} has {x.ndim - 2} spatial axes, bins {tuple(bins)}")
+    x = floating(x)
     for axis, k in enumerate(bins, start=1):
         matrix = jnp.asarray(adaptive_matrix(x.shape[axis], k), x.dtype)
         x = jnp.moveaxis(jnp.tensordot(matrix, x, axes=(1, axis)), 0, axis)
@@ -65,7 +68,7 @@ def adaptive_average_each(x: jax.Array, bins: Sequence[int]) -> jax.Array:
     """
     if len(x) != len(bins) or any((max(bins) - k) % 2 for k in bins):
         raise ValueError(f"x of shape {x.shape} needs as many bins, all even or odd, not {bins}")
-    axes = x.ndim - 2
+    x, axes = floating(x), x.ndim - 2
     for size in reversed(x.shape[1:-1]):
         margins = [(max(bins) - k) // 2 for k in bins]
         matrices = np.stack(

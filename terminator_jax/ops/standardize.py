@@ -1,27 +1,32 @@
 """Standardization without parameters.
 
-BS over batch and space, IS over space, G-IBS each for every other group of channels.
+BS is over batch and space, IS over space. In G-IBS alternate groups of channels use BS and IS.
 
 Statistics are the biased ones, in float32 or wider, from one pass over the map (the mean and the
 mean of squares together). Causal ones are cumulative along a sequence: at each position they are
-those of the positions so far. They are the batch's own, unless `track` gives others.
+those of the positions so far.
+
+Statistics are values. `batch_moments` and `group_moments` compute them, `normalize` and
+`normalize_groups` take them. A layer can so put running averages in their place.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 
 EPSILON = 1e-5
 AxisName = str | tuple[str, ...] | None
-# Mean and variance.
-Moments = tuple[jax.Array, jax.Array]
-# Chooses the moments to normalize by, from a function that computes those of the batch and from
-# their shape: in training those, which it adds to running averages; in evaluation the averages.
-Track = Callable[[Callable[[], Moments], tuple[int, ...]], Moments]
+
+
+class Moments(NamedTuple):
+    """A mean and a variance of one shape, which broadcasts to the map's."""
+
+    mean: jax.Array
+    var: jax.Array
 
 
 def average(x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = None) -> jax.Array:
@@ -33,6 +38,7 @@ def average(x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = Non
       >>> print(average(jnp.array([[2.0, 4.0, 6.0]]), (), cumulative=1))
       [[2. 3. 4.]]
     """
+    x = floating(x)
     wide = at_least_float32(x.dtype)
     mean = jnp.mean(x, axes, dtype=wide, keepdims=True)
     if cumulative is None:
@@ -47,6 +53,7 @@ def mean_and_square(
     x: jax.Array, axes: tuple[int, ...], *, cumulative: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the mean and the mean of squares, each as `average` does."""
+    x = floating(x)
     x = x.astype(at_least_float32(x.dtype))
     return average(x, axes, cumulative=cumulative), average(x * x, axes, cumulative=cumulative)
 
@@ -63,14 +70,15 @@ def mean_and_variance(mean: jax.Array, square: jax.Array) -> Moments:
       >>> print(*mean_and_variance(jnp.array(2.0), jnp.array(5.0)))
       2.0 1.0
     """
-    return mean, square - mean * mean
+    mean, square = floating((mean, square))
+    return Moments(mean, square - mean * mean)
 
 
 def normalize(
     x: jax.Array,
     mean: jax.Array,
     variance: jax.Array,
-    epsilon: float,
+    epsilon: float = EPSILON,
     *,
     gate: jax.Array | None = None,
 ) -> jax.Array:
@@ -83,6 +91,7 @@ def normalize(
       epsilon: ε.
       gate: in the shape of `mean`; the result is then that of `gate · x`.
     """
+    x, mean, variance, gate = floating((x, mean, variance, gate))
     if gate is None:
         scale = rsqrt_clamped(variance + epsilon, epsilon)
     else:
@@ -97,7 +106,18 @@ def rsqrt_clamped(x: jax.Array, minimum: float) -> jax.Array:
       >>> print(rsqrt_clamped(jnp.array([4.0, -1.0]), 0.25))
       [0.5 2. ]
     """
-    return jax.lax.rsqrt(jnp.maximum(x, minimum))
+    return jax.lax.rsqrt(jnp.maximum(floating(x), minimum))
+
+
+def moments(
+    x: jax.Array,
+    axes: tuple[int, ...],
+    *,
+    cumulative: int | None = None,
+    axis_name: AxisName = None,
+) -> Moments:
+    """Computes mean and variance over `axes`, in any layout; see `average`."""
+    return mean_and_variance(*across(mean_and_square(x, axes, cumulative=cumulative), axis_name))
 
 
 def standardize(
@@ -107,17 +127,9 @@ def standardize(
     cumulative: int | None = None,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
-    track: Track | None = None,
 ) -> jax.Array:
     """Computes a map with zero mean and unit variance over `axes`, in any layout."""
-
-    def of_batch() -> Moments:
-        return mean_and_variance(
-            *across(mean_and_square(x, axes, cumulative=cumulative), axis_name)
-        )
-
-    shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
-    return normalize(x, *(track(of_batch, shape) if track else of_batch()), epsilon)
+    return normalize(x, *moments(x, axes, cumulative=cumulative, axis_name=axis_name), epsilon)
 
 
 def batch_groups(channels: int, groups: int) -> np.ndarray:
@@ -130,38 +142,55 @@ def batch_groups(channels: int, groups: int) -> np.ndarray:
     return np.arange(channels) // (channels // groups) % 2 == 0
 
 
-def standardize_groups(
+class GroupMoments(NamedTuple):
+    """Moments of a map for G-IBS: of each sample, and of the batch."""
+
+    instance: Moments
+    batch: Moments
+
+
+def group_moments(
     x: jax.Array,
-    groups: int,
     *,
-    batch_axis: int,
-    channel_axis: int,
-    cumulative: int | None = None,
-    epsilon: float = EPSILON,
+    batch_axis: int = 0,
+    channel_axis: int = -1,
+    causal: bool = False,
     axis_name: AxisName = None,
-    track: Track | None = None,
+) -> GroupMoments:
+    """Computes the moments that `normalize_groups` takes.
+
+    Args:
+      x: a map in any layout; all other axes are space.
+      batch_axis: the axis of the samples.
+      channel_axis: the axis of the channels.
+      causal: for sequences: the moments of the positions so far.
+      axis_name: the mapped axis over which the batch is split, if any.
+    """
+    space = sorted({*range(x.ndim)} - {batch_axis % x.ndim, channel_axis % x.ndim})
+    if causal and len(space) != 1:
+        raise ValueError(f"causal needs (batch, length, channels), got shape {x.shape}")
+    if causal:
+        instance = mean_and_square(x, (), cumulative=space[0])
+    else:
+        instance = mean_and_square(x, tuple(space))
+    batch = across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name)
+    return GroupMoments(mean_and_variance(*instance), mean_and_variance(*batch))
+
+
+def normalize_groups(
+    x: jax.Array,
+    moments: GroupMoments,
+    groups: int,
+    epsilon: float = EPSILON,
+    *,
+    channel_axis: int = -1,
 ) -> jax.Array:
-    """Computes G-IBS in any layout; the other axes are space. See `group_standardize`."""
-    channels = x.shape[channel_axis]
-    if channels % groups:
-        raise ValueError(f"{channels} channels do not divide into {groups} groups: x is {x.shape}")
-    batch_axis, channel_axis = batch_axis % x.ndim, channel_axis % x.ndim
-    space = {*range(x.ndim)} - {batch_axis, channel_axis, cumulative}
-    instance = mean_and_square(x, tuple(space), cumulative=cumulative)
-
-    def of_batch() -> Moments:
-        return mean_and_variance(
-            *across([m.mean(batch_axis, keepdims=True) for m in instance], axis_name)
-        )
-
-    shape = tuple(n if axis in (channel_axis, cumulative) else 1 for axis, n in enumerate(x.shape))
-    batch = track(of_batch, shape) if track else of_batch()
-    by_batch = batch_groups(channels, groups)
-    by_batch = by_batch.reshape([-1 if axis == channel_axis else 1 for axis in range(x.ndim)])
-    chosen = [
-        jnp.where(by_batch, b, i) for b, i in zip(batch, mean_and_variance(*instance), strict=True)
-    ]
-    return normalize(x, *chosen, epsilon)
+    """Computes G-IBS with moments that are already known; see `group_standardize`."""
+    shape = [1] * x.ndim
+    shape[channel_axis] = x.shape[channel_axis]
+    by_batch = batch_groups(x.shape[channel_axis], groups).reshape(shape)
+    pairs = zip(moments.batch, moments.instance, strict=True)
+    return normalize(x, *(jnp.where(by_batch, b, i) for b, i in pairs), epsilon)
 
 
 def instance_standardize(
@@ -184,27 +213,43 @@ def instance_standardize(
     return standardize(x, axes, cumulative=cumulative, epsilon=epsilon)
 
 
+def batch_moments(x: jax.Array, *, causal: bool = False, axis_name: AxisName = None) -> Moments:
+    """Computes the moments of each channel over batch and space.
+
+    Args:
+      x: `(batch, *spatial, channels)`.
+      causal: for sequences: the moments of the positions so far.
+      axis_name: the mapped axis over which the batch is split, if any.
+
+    Returns:
+      Mean and variance, `(1, 1 …, channels)`, or `(1, length, channels)` if causal.
+
+    Example:
+      >>> mean, var = batch_moments(jnp.array([[[1.0], [3.0]]]))
+      >>> mean.item(), var.item()
+      (2.0, 1.0)
+    """
+    cumulative = _check(x, causal)
+    axes = (0,) if causal else tuple(range(x.ndim - 1))
+    return moments(x, axes, cumulative=cumulative, axis_name=axis_name)
+
+
 def batch_standardize(
     x: jax.Array,
     *,
     causal: bool = False,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
-    track: Track | None = None,
 ) -> jax.Array:
     """Standardizes each channel over batch and space (BS).
 
     Args:
       x: `(batch, *spatial, channels)`.
       causal: for sequences: by the statistics of the positions so far.
+      epsilon: added to the variance.
       axis_name: the mapped axis over which the batch is split, if any.
-      track: gives the moments to use, such as `RunningAverages.track`; by default the batch's own.
     """
-    cumulative = _check(x, causal)
-    axes = (0,) if causal else tuple(range(x.ndim - 1))
-    return standardize(
-        x, axes, cumulative=cumulative, epsilon=epsilon, axis_name=axis_name, track=track
-    )
+    return normalize(x, *batch_moments(x, causal=causal, axis_name=axis_name), epsilon)
 
 
 def group_standardize(
@@ -214,24 +259,25 @@ def group_standardize(
     causal: bool = False,
     epsilon: float = EPSILON,
     axis_name: AxisName = None,
-    track: Track | None = None,
 ) -> jax.Array:
     """Standardizes even groups of channels over the batch (BS), odd ones per sample (IS): G-IBS.
 
     Args:
       x: `(batch, *spatial, channels)`; channels are cut into `groups` equal runs, in order.
       causal: for sequences: by the statistics of the positions so far.
+      epsilon: added to the variance.
       axis_name: the mapped axis over which the batch is split, if any.
-      track: gives the moments of the batch to use, see `batch_standardize`.
 
     Raises:
       ValueError: if the channels do not divide into the groups.
     """
-    cumulative = _check(x, causal)
-    return standardize_groups(
-        x, groups, batch_axis=0, channel_axis=-1, cumulative=cumulative, epsilon=epsilon,
-        axis_name=axis_name, track=track,
-    )  # fmt: skip
+    _check(x, causal)
+    if x.shape[-1] % groups:
+        raise ValueError(
+            f"{x.shape[-1]} channels do not divide into {groups} groups: x is {x.shape}"
+        )
+    found = group_moments(x, causal=causal, axis_name=axis_name)
+    return normalize_groups(x, found, groups, epsilon)
 
 
 def _check(x: jax.Array, causal: bool) -> int | None:

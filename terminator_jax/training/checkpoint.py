@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from terminator_jax.errors import InputError, cannot_write, is_full, one_line
+from terminator_jax.renamed import with_current_names, with_old_names
 from terminator_jax.training import config as configs
 from terminator_jax.training import integrity, provenance
 from terminator_jax.training.history import quality
@@ -190,13 +191,16 @@ class Checkpoints:
         Raises:
             InputError: if the checkpoint is of a state of another structure.
         """
-        try:
+        model_state = abstract_state.model_state
+        if not jax.tree.leaves(model_state):
             return self._restore(step, abstract_state, sharding)
-        except InputError:
-            if not jax.tree.leaves(abstract_state.model_state):
-                raise
-            without = abstract_state._replace(model_state={})
-            return self._restore(step, without, sharding)
+        for names in (model_state, with_old_names(model_state)):
+            with contextlib.suppress(InputError):
+                state, batches = self._restore(
+                    step, abstract_state._replace(model_state=names), sharding
+                )
+                return state._replace(model_state=with_current_names(state.model_state)), batches
+        return self._restore(step, abstract_state._replace(model_state={}), sharding)
 
     def _restore(
         self, step: int, abstract_state: TrainState, sharding: jax.sharding.Sharding

@@ -131,7 +131,7 @@ def default_config() -> ConfigDict:
                 beta1=0.5,  # kar3
                 beta2=0.95,  # kar2, kar3
                 momentum=0.9,  # sgd
-                weight_decay=1e-4,  # adamw
+                weight_decay=1e-4,  # adamw, of weights only: see optimizer.decay_mask
                 clip_norm=0.0,  # the largest norm of the whole gradient; 0 for any
             ),
         )

@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -56,7 +57,7 @@ def _adamw(
     """Returns `optax.adamw` with a mask of values, where optax has one of whole arrays."""
 
     def add_decayed_weights(updates, params):
-        return updates + decay * jnp.where(mask, params, 0)
+        return jax.tree.map(lambda u, p: u + decay * jnp.where(mask, p, 0), updates, params)
 
     return optax.chain(
         optax.scale_by_adam(),

@@ -97,7 +97,7 @@ PARTS = [
     local_part("slow_local_2d_k9_larger_than_input", 9),
     Part(
         "group_instance_batch_standardization",
-        lambda **kw: GroupInstanceBatchStandardization(12),
+        lambda rngs: GroupInstanceBatchStandardization(24, track_running_stats=False),
         inputs={"x": channels_last},
     ),
     Part(

@@ -153,11 +153,6 @@ def test_wrong_vectors(shapes, message):
         make()(*map(jnp.ones, shapes))
 
 
-def test_integers_are_refused():
-    with pytest.raises(TypeError, match="floating-point vectors, got int32"):
-        make()(jnp.ones((2, 3), jnp.int32), jnp.ones((2, 5), jnp.int32))
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

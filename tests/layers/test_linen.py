@@ -14,7 +14,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from nets import filled, normal, relative
+from nets import count_a_batch, filled, normal, relative
 
 from terminator_jax import layers
 from terminator_jax.layers import LocalBranch, SlowWidths, linen
@@ -38,7 +38,7 @@ CASES = {
     "FeatureSlowNet": ((3, CHANNELS), NET, []),
     "GlobalHyperZZW": ((SIZE, CHANNELS), NET, [X, U]),
     "GlobalSlowNet": ((SIZE, CHANNELS), NET, []),
-    "GroupInstanceBatchStandardization": ((2,), dict(num_features=CHANNELS) | RUNNING, [X]),
+    "GroupInstanceBatchStandardization": ((CHANNELS, 2), RUNNING, [X]),
     "HyperChannelInteraction": ((CHANNELS,), NET, [X]),
     "HyperInteraction": (
         (SIZE, CHANNELS), dict(channel_hidden=3, spatial_hidden=3, layers=1), [X, U],
@@ -51,8 +51,8 @@ CASES = {
     "LocalAttention2D": ((16, 1), {}, [WIDE]),
     "LocalBranches": ((BRANCHES, CHANNELS), NET | RUNNING, [dict(x=X, u=U)]),
     "LocalHyperZZW": ((3, CHANNELS), NET | RUNNING, [X, U]),
-    "LocalSlowNet": ((3, CHANNELS), NET | RUNNING, [X]),
-    "LocalSlowNets": (((1, 3), CHANNELS), NET | RUNNING, [(X, U)]),
+    "LocalSlowNet": ((3, CHANNELS), NET, [X]),
+    "LocalSlowNets": (((1, 3), CHANNELS), NET, [(X, U)]),
     "MAGNet": ((SIZE, CHANNELS), NET, []),
     "SFNEBlock": (
         (SIZE, CHANNELS, 3), dict(skips=(2,), branches=BRANCHES[:1], widths=WIDTHS) | RUNNING,
@@ -94,7 +94,7 @@ def pair(name):
         make, make_linen, inputs = SPECIAL[name]
         return filled(lambda: make(nnx.Rngs(0))), make_linen(), inputs
     args, kwargs, inputs = CASES[name]
-    layer = filled(lambda: nnx_layer(name, *args, **kwargs))
+    layer = count_a_batch(filled(lambda: nnx_layer(name, *args, **kwargs)))
     return layer, getattr(linen, name)(*args, **kwargs), inputs
 
 
@@ -396,7 +396,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = linen.BatchStandardization(axis_name=self.axis_name)(x)
+        x = linen.BatchStandardization(4, axis_name=self.axis_name)(x)
         net = dict(hidden=3, layers=1, param_dtype=jnp.float64)
         x = linen.LocalHyperZZW(3, 4, **net, axis_name=self.axis_name)(x * x, x)
         return linen.ChannelDropout(0.5, axis_name=self.axis_name)(x)

@@ -111,7 +111,7 @@ def test_given_kernels_take_the_slow_networks_place():
     The gate of the channels is one of them only where it closes: a standardization follows.
     """
     block, x = make(branches=ONE), normal(3, 4, 4, 4, dtype=np.float32)
-    kernels = SlowKernels(*(net() for net in block.slow_nets()))
+    kernels = SlowKernels(**{name: net() for name, net in block.slow_nets().items()})
     run = functools.partial(nnx.jit(lambda block, kernels: block(x, kernels=kernels)), block)
     expected = run(kernels)
     assert relative(expected, nnx.jit(SFNEBlock.__call__)(block, x)) < 1e-4

@@ -35,8 +35,8 @@ def maps(x):
     return dict(x=x, u=x * x, h=jnp.sin(x))
 
 CASES = {
-    "BS": (lambda a: BatchStandardization(axis_name=a), lambda m, x: m(x)),
-    "G-IBS": (lambda a: GroupInstanceBatchStandardization(2, axis_name=a), lambda m, x: m(x)),
+    "BS": (lambda a: BatchStandardization(4, axis_name=a), lambda m, x: m(x)),
+    "G-IBS": (lambda a: GroupInstanceBatchStandardization(4, 2, axis_name=a), lambda m, x: m(x)),
     "RGU": (lambda a: RGU((4, 4), 4, param_dtype=jnp.float64, rngs=init()), lambda m, x: m(x)),
     "LocalBranches": (
         lambda a: LocalBranches(BRANCHES, 4, axis_name=a, rngs=init(), **NET),

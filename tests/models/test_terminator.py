@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from nets import filled, normal
+from nets import count_a_batch, filled, normal
 
 from terminator_jax.layers import LocalBranch
 from terminator_jax.models import Terminator, TerminatorConfig
@@ -89,7 +89,7 @@ def primitives(jaxpr, name):
 
 def test_bfloat16_keeps_phases_kernels_and_logits_in_float32():
     dtypes = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    model = filled(lambda: Terminator(TINY, rngs=nnx.Rngs(0), **dtypes))
+    model = count_a_batch(filled(lambda: Terminator(TINY, rngs=nnx.Rngs(0), **dtypes)))
     model.eval()
     x = jnp.zeros((2, 4, 4, 2))
     jaxpr, (logits, inter) = jax.make_jaxpr(

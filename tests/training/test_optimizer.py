@@ -85,6 +85,8 @@ def test_weights_decay_and_nothing_else(name):
         mask, numbers = decay_mask(params), ravel(rows)
         for number, (path, _) in enumerate(nnx.to_flat_state(rows)):
             assert set(mask[numbers == number]) == {str(path[-1]) in DECAYED[name][0]}, path
+    gains = nnx.state(nnx.Dict(weight=nnx.Param(jnp.ones(3))))  # as other libraries call a scale
+    assert not decay_mask(gains).any()
 
 
 def test_adamw_is_that_of_optax_with_a_mask(make):
@@ -250,7 +252,6 @@ def test_accumulation_on_several_devices(run_python, tmp_path):
 
         from terminator_jax.training import config as configs
         from terminator_jax.training.setup import make_run
-from terminator_jax.training.state import ravel
         from terminator_jax.training.step import make_train_step
 
         flags = [f"--config.{{field}}" for field in {[*EMA, *SGD[:2]]}]

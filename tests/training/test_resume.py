@@ -16,8 +16,11 @@ import terminator_jax
 from terminator_jax.data import sources
 from terminator_jax.training import config as configs
 from terminator_jax.training import loop, tasks
+from terminator_jax.training.evaluation import make_evaluate
+from terminator_jax.training.initial import initialize
 from terminator_jax.training.lock import one_writer
 from terminator_jax.training.meter import Meter
+from terminator_jax.training.setup import make_run
 
 # Kills the process when the checkpoint of step 35 is written but for its name.
 KILL = textwrap.dedent("""
@@ -223,6 +226,29 @@ def test_a_run_of_an_older_version_is_calibrated(run_main, tmp_path):
     logits = terminator_jax.load_model(tmp_path / "run").logits(digits.image)
     assert (logits.argmax(-1) == digits.label).mean() == pytest.approx(json.loads(out)["accuracy"])
     assert run_main("evaluate", *flags)[0] == 2, "the checkpoint itself is as it was"
+
+
+def test_a_run_whose_variables_had_other_names(run_main, tmp_path, unoptimized):
+    """One of commit 1d856cb: loaded, evaluated, the begin of another run, and resumed.
+
+    With the logits of that version, the loss of its evaluation and that of 22 more steps.
+    """
+    shutil.unpack_archive(Path(__file__).with_name("run_of_1d856cb.zip"), tmp_path)
+    expected, workdir = np.load(tmp_path / "expected.npz"), tmp_path / "run"
+    loaded = terminator_jax.load_model(workdir)
+    images = sources.open_split("digits", "test").load().image[:16]
+    np.testing.assert_allclose(loaded.logits(images), expected["logits"], rtol=1e-4, atol=1e-5)
+    _, out, _ = run_main("evaluate", f"--workdir={workdir}", "--json")
+    assert json.loads(out)["loss"] == pytest.approx(expected["losses"][0], rel=1e-5)
+    config = configs.read("tests/training/tiny.py", [f"--config.init_from={workdir}"])
+    run = make_run(config)
+    initialize(run)
+    assert make_evaluate(run)()["loss"] == pytest.approx(expected["losses"][0], rel=1e-5)
+    result = loop.train(configs.read("tests/training/tiny.py", []), workdir)
+    assert result.step == 44
+    log = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log if line["kind"] == "eval"]
+    assert losses[-1] == pytest.approx(expected["losses"][1], rel=1e-5)
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "jit"])

@@ -45,8 +45,12 @@ def fft_conv(
     | `valid` | `full[k-1 + i]` | n - k + 1 |
     | `circular` | as `same`, with x repeated instead of zeros | n |
 
+    Forward mode, `jax.jvp` and `jax.linearize`, needs the method `lax` or `dense`, and so does
+    `jax.hessian`. Gradients of gradients, `jax.jacrev(jax.grad(f))`, work with every method.
+
     Args:
-      x: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes.
+      x: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes. Integers are taken as float32,
+        here and in `kernel`.
       kernel: `(*size, channels)`, shared by the batch, or `(batch, *size, channels)`, one per
         sample.
       padding: one of `PADDINGS`.
@@ -59,7 +63,7 @@ def fft_conv(
         takes.
 
     Returns:
-      `(batch, *positions, channels)` in the dtype of `x`.
+      `(batch, *positions, channels)` in the dtype of `x`, or float32 for integers.
 
     Raises:
       ValueError: for unknown names, or shapes that do not fit.

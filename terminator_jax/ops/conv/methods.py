@@ -14,7 +14,7 @@ from terminator_jax.ops.channels_first import match_varying_axes, spatial_axes
 from terminator_jax.ops.conv.direct import direct
 from terminator_jax.ops.conv.spectral import DENSE_UP_TO, fft_convolve
 from terminator_jax.ops.conv.window import Window, bounds
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.platform import by_platform
 
 # Up to so many kernel positions one method, beyond them another. On a CPU by measurement:
@@ -53,6 +53,7 @@ def convolve_shared_kernel(
     max_bytes: int | None = None,
 ) -> list[jax.Array]:
     """Computes `[convolve(x, kernel, …) for x in maps]` with one transform of the kernel."""
+    maps, kernel = floating((list(maps), kernel))
     if correlate:
         kernel = jnp.flip(kernel, range(2, kernel.ndim))
     dtype = maps[0].dtype

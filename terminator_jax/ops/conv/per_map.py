@@ -10,7 +10,7 @@ from terminator_jax.ops.channels_first import match_varying_axes
 from terminator_jax.ops.conv.direct import direct_each
 from terminator_jax.ops.conv.methods import convolve, crop_kernel, select_method
 from terminator_jax.ops.conv.window import Window, bounds
-from terminator_jax.ops.dtypes import at_least_float32
+from terminator_jax.ops.dtypes import at_least_float32, floating
 from terminator_jax.ops.platform import by_platform
 
 
@@ -28,6 +28,7 @@ def convolve_per_map(
     Returns:
       `(len(maps) * channels, batch, *spatial)`.
     """
+    maps, kernels = floating((list(maps), list(kernels)))
     options = dict(padding=padding, correlate=correlate)
     spatial = maps[0].shape[2:]
 
@@ -41,7 +42,7 @@ def convolve_per_map(
             return functools.partial(_fused_shift_add, **options)
         return functools.partial(_one_by_one, methods, **options)
 
-    return by_platform(choose, function, list(maps), list(kernels))
+    return by_platform(choose, function, maps, kernels)
 
 
 def _one_by_one(
