@@ -104,8 +104,8 @@ def png_header(width, height):
 @pytest.mark.parametrize(
     ("data", "status", "says"),
     [
-        (b"", 400, "The file cannot be read: it is no whole PNG or JPEG file"),
-        (b"GIF89a", 400, "it is no whole PNG or JPEG file"),
+        (b"", 400, "The file cannot be read: it is no whole picture"),
+        (b"GIF89a", 400, "it is no whole picture"),
         (file_of(IMAGES[0])[:60], 400, "The file cannot be read: "),
         (png_header(5000, 4000), 400, "it has 4000×5000 pixels, and 16,000,000 are allowed"),
         (png_header(60_000, 60_000), 400, "The file cannot be read: "),
