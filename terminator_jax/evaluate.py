@@ -11,7 +11,7 @@ DESCRIPTION = """\
 Evaluates a checkpoint of a run, the best one unless told otherwise.
 
 Prints accuracy, loss (the mean negative log-likelihood) and, for classifiers, the top-5 accuracy,
-the expected calibration error, and for each class its accuracy and what it was taken for.
+the expected calibration error, the accuracy of each class and the confusion matrix.
 
     python -m terminator_jax.evaluate --config=digits
     python -m terminator_jax.evaluate --workdir=runs/digits --step=440
@@ -75,7 +75,7 @@ def _print(found) -> None:
             f"{described}top-5 accuracy {scores['top5_accuracy']:.4f}  "
             f"expected calibration error {scores['calibration_error']:.4f}\n"
         )
-        print("how often each class (row) was taken for which (column)")
+        print("confusion matrix (rows: labels, columns: predictions)")
         print(report.table(scores))
     if found.baselines:
         named = "  ".join(f"{name} {loss:.4f}" for name, loss in found.baselines.items())

@@ -1,4 +1,4 @@
-"""Answers requests for a model's results from many threads, several of them in one batch.
+"""Batches inference requests from many threads.
 
     from terminator_jax.serve import Session
 

@@ -15,8 +15,8 @@ _only: contextvars.ContextVar[str] = contextvars.ContextVar("only", default="")
 def only(platform: str) -> Iterator[None]:
     """Traces programs for one platform within a `with` block.
 
-    It takes less time, and some converters know no programs for several. JAX keeps what it has
-    traced: let the block trace a new function.
+    Faster to trace, and jax2onnx cannot convert `platform_dependent`. Functions traced before the
+    `with` block are not retraced.
 
     Args:
       platform: as `jax.Device.platform`; others than `"gpu"` and `"tpu"` are taken for `"cpu"`.

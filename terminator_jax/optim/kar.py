@@ -1,8 +1,8 @@
 """Kar2 and Kar3: the signs of the gradient and of its running averages, added up.
 
 Both come from the Terminator (Zhang, "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full
-Context Interaction", https://arxiv.org/abs/2401.17948). Neither has weight decay or a bias
-correction, which a sign would not notice.
+Context Interaction", https://arxiv.org/abs/2401.17948). Neither has weight decay. A bias
+correction would not change a sign.
 """
 
 from typing import Any, NamedTuple

@@ -110,8 +110,8 @@ def default_config() -> ConfigDict:
                 flip=False,
                 rand_augment=0,  # operations of RandAugment that change each picture; 0 for none
                 rand_augment_strength=0.3,  # of the largest change by each of them
-                mixup_alpha=0.0,  # of Beta(alpha, alpha), the shares of mixed pictures; 0 for none
-                cutmix_alpha=0.0,  # the same of areas; with both, each picture has one of them
+                mixup_alpha=0.0,  # MixUp's alpha; 0 disables it
+                cutmix_alpha=0.0,  # CutMix's; with both, each image has one of them
                 sequence=False,  # images become sequences of pixels, row by row
                 permutation=(),  # order of a sequence's pixels; () keeps it
                 grid=(16, 16),  # rows and columns of bytes of a text

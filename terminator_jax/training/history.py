@@ -1,4 +1,4 @@
-"""What the log of a run says about its course: its evaluations, the best one, no more progress."""
+"""Reads `log.jsonl`: evaluations, the best one, early stopping."""
 
 import json
 import math
