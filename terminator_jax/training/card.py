@@ -1,7 +1,7 @@
 """Writes the card of a run: `README.md` with its command, data, results and configuration.
 
 workdir/README.md     written again at the end of each epoch, and when a run stops
-workdir/curve.svg     the course of its metrics, shown in the card
+workdir/curve.svg     the course of its metrics, shown in the card, where matplotlib is installed
 """
 
 import importlib.metadata
@@ -45,12 +45,13 @@ def write(workdir: Path, run: Run, step: int, lines: Sequence[Line], command: st
     if foreign or jax.process_index() != 0:
         return
     drawn = curve.panels(lines)
-    if drawn:
-        replace_text(workdir / "curve.svg", curve.svg(drawn))
+    figure = curve.svg(drawn) if drawn else ""
+    if figure:
+        replace_text(workdir / "curve.svg", figure)
     sections = [
         f"{MARK}\n# {workdir.resolve().name}",
         _summary(run, step, lines),
-        "![loss and metrics by epoch](curve.svg)" if drawn else "",
+        "![loss and metrics by epoch](curve.svg)" if figure else "",
         f"## Command\n\n    {command}" if command else "",
         _data(run),
         _model(run, workdir, bool(drawn)),
