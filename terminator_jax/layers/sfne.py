@@ -241,7 +241,9 @@ class SFNEBlock(nnx.Module):
         x, skips, kernels = floating((x, list(skips), kernels))
         x, *skips = (a if self.dtype is None else a.astype(self.dtype) for a in (x, *skips))
         if kernels is None:
-            kernels = SlowKernels(*generate_kernels(list(self.slow_nets().values())))
+            nets = self.slow_nets()
+            found = generate_kernels(list(nets.values()))
+            kernels = SlowKernels(**dict(zip(nets, found, strict=True)))
         if self.implementation != "reference":
             return self._fused(x, skips, kernels, rngs)
 

@@ -20,6 +20,7 @@ class BatchStandardization(nnx.Module):
     """Standardizes each channel over batch and space (BS).
 
     Example:
+      >>> import jax.numpy as jnp
       >>> BatchStandardization(12)(jnp.ones((2, 8, 8, 12))).shape
       (2, 8, 8, 12)
 
@@ -85,6 +86,7 @@ class InstanceStandardization(nnx.Module):
     """Standardizes each sample and channel over space (IS).
 
     Example:
+      >>> import jax.numpy as jnp
       >>> InstanceStandardization()(jnp.ones((2, 8, 8, 12))).shape
       (2, 8, 8, 12)
 
@@ -110,6 +112,7 @@ class GroupInstanceBatchStandardization(BatchStandardization):
     """Standardizes even channel groups over the batch (BS), odd ones per sample (IS): G-IBS.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> GroupInstanceBatchStandardization(24, groups=12)(jnp.ones((2, 8, 8, 24))).shape
       (2, 8, 8, 24)
 
