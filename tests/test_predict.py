@@ -233,6 +233,18 @@ def test_pictures_are_resized_as_in_training(predict, tmp_path, workdir):
     assert (code, classes[0]["probability"]) == (0, pytest.approx(values.max(), 1e-3))
 
 
+def test_channels_are_converted_as_in_training(run_main, tmp_path):
+    """Of a run that converted its own; others are refused."""
+    colours = np.repeat(IMAGES[6], 3, -1)
+    save(tmp_path / "a.png", colours)
+    converting = runs.write_linear(tmp_path / "converting", "data.channels=1")
+    code, out, err = run_main("predict", converting, tmp_path / "a.png", "--top=1")
+    assert (code, err) == (0, "") and out.split()[0] == str(LABELS[6])
+    keeping = runs.write_linear(tmp_path / "keeping")
+    code, out, err = run_main("predict", keeping, tmp_path / "a.png")
+    assert (code, out) == (1, "") and "8×8 pixels of 3 channels" in err
+
+
 def test_fit_converts_size_and_colours(predict, tmp_path):
     alpha = np.full((8, 8, 1), 255, np.uint8)
     colours = np.concatenate([IMAGES[6]] * 3 + [alpha], -1)
