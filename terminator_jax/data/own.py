@@ -103,7 +103,7 @@ def held_out(
     Example:
         >>> label = np.array([0] * 100 + [1] * 3)
         >>> label[held_out([str(n) for n in range(103)], 0.1, 0, label)["test"]].tolist()
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     """
     hashes = [hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest() for name in names]
     order = np.array(sorted(range(len(names)), key=hashes.__getitem__), int)
