@@ -161,7 +161,7 @@ OTHER_OPS = {
     "across", "adaptive_matrix", "batch_groups", "bounds", "by_platform", "cheapest_tiles",
     "check_causal", "check_operator", "convolve_reference", "explicit_sharding", "grid",
     "match_varying_axes", "operator_named", "spatial_axes", "sum_copies", "to_channels_first",
-    "to_channels_last", "without_useless_positions",
+    "to_channels_last", "crop_kernel", "select_method",
 }  # fmt: skip
 
 WIDTHS = SlowWidths(**{name: 1 if "layers" in name else 3 for name in SlowWidths.__annotations__})
