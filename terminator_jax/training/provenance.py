@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from terminator_jax import loading
 from terminator_jax.data import own
 from terminator_jax.data.examples import Examples
-from terminator_jax.errors import InputError, warn_once
+from terminator_jax.errors import InputError, one_line, warn_once
 from terminator_jax.training.paths import replace_text
 
 FILE_NAME = "data.json"
@@ -26,7 +26,7 @@ class Provenance(NamedTuple):
     Attributes:
         classes: their names, in the order of the model's logits.
         checksum: of own pictures; "" for a data set that has a name of its own.
-        count: the number of training examples.
+        count: the number of training examples; 0 for a run of an older version, -1 if it is lost.
         path: where own pictures lay.
     """
 
@@ -41,18 +41,20 @@ def read(workdir: Path) -> Provenance | None:
 
     A run of an older version has no such file. Its model names the classes.
     """
+    count = 0
     try:
         found = json.loads((workdir / FILE_NAME).read_text("utf-8"))
         return Provenance(**found)._replace(classes=tuple(found["classes"]))
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, TypeError, KeyError) as error:
-        warn_once(f"{workdir / FILE_NAME} cannot be read: {error}")
+        warn_once(f"{workdir / FILE_NAME} cannot be read: {one_line(error)}")
+        count = -1
     try:
         with safetensors.safe_open(workdir / loading.FILE_NAME, "np") as model:
-            return Provenance(tuple(json.loads(model.metadata()["classes"])))
+            return Provenance(tuple(json.loads(model.metadata()["classes"])), count=count)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError):
-        return None
+        return Provenance(count=count) if count else None
 
 
 def write(workdir: Path, config: ConfigDict, train: Examples, known: Provenance | None) -> None:
@@ -102,7 +104,7 @@ def check(config: ConfigDict, train: Examples, known: Provenance | None) -> None
         return
     if known.checksum == train.checksum:
         return
-    if known.count and known.count != len(train):
+    if known.count > 0 and known.count != len(train):
         raise InputError(
             f"{train.name} has {len(train)} pictures, and had {known.count} when the run began: "
             "begin another run with --config.init_from and another --workdir"

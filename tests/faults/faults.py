@@ -168,7 +168,7 @@ def _short(name: Path) -> str:
 def damaged_files(lab: Lab) -> Iterator[Row]:
     """Other files of a run with foreign bytes, in the middle of a run."""
     noise = np.random.default_rng(0).bytes(2000)
-    for name in ("log.jsonl", "events.out.*", "config.json", "README.md", "model.safetensors",
+    for name in ("log.jsonl", "events.out.*", "config.json", "data.json", "README.md", "model.safetensors",
                  "lock", "checksums/22.json"):  # fmt: skip
         place = lab.place()
         runs.train(lab.root, place, "epochs=1", "optimizer.warmup_epochs=0.5")
@@ -286,7 +286,9 @@ def numbers(lab: Lab) -> Iterator[Row]:
 
 def bug(lab: Lab) -> Iterator[Row]:
     """A bug of the package."""
-    patch = "from terminator_jax.training import loop\nloop.make_evaluate = lambda run: lambda: 1 / 0"
+    patch = (
+        "from terminator_jax.training import loop\nloop.make_evaluate = lambda run: lambda: 1 / 0"
+    )
     done = runs.train(lab.root, lab.place(), *FIELDS, patch=patch)
     first = next((line for line in done.stderr.splitlines() if line.startswith("error")), "")
     good = done.returncode == 1 and runs.is_traceback(done) and "the log is" in first

@@ -136,6 +136,23 @@ def test_pictures_are_found_where_they_lay(make, own, tmp_path, monkeypatch):
     assert loop.train(twice, tmp_path / "run").step == 8
 
 
+def test_a_damaged_record_of_the_data_is_written_again(make, own, tmp_path, capsys):
+    flat = own.parent / "flat"
+    (own / "train").rename(flat)
+    config = make(f"data.name={flat}", "optimizer.warmup_epochs=0.0", "epochs=1")
+    loop.train(config, tmp_path / "run")
+    record = tmp_path / "run" / "data.json"
+    before = record.read_text()
+    held_out = evaluate_checkpoint(tmp_path / "run").scores["count"]
+    for content in (b"\xff\xfe", b"[]", b'{"classes": 3}'):
+        record.write_bytes(content)
+        assert evaluate_checkpoint(tmp_path / "run").scores["count"] == held_out
+    assert "data.json cannot be read: " in capsys.readouterr().err
+    config.epochs = 2
+    loop.train(config, tmp_path / "run")
+    assert record.read_text() == before
+
+
 def test_another_model_gives_its_head_by_name(make, own, tmp_path, small):
     """For the same classes in another order and for some of them; for others it is new."""
     source, _ = small
