@@ -168,8 +168,8 @@ def _short(name: Path) -> str:
 def damaged_files(lab: Lab) -> Iterator[Row]:
     """Other files of a run with foreign bytes, in the middle of a run."""
     noise = np.random.default_rng(0).bytes(2000)
-    for name in ("log.jsonl", "events.out.*", "config.json", "data.json", "README.md", "model.safetensors",
-                 "lock", "checksums/22.json"):  # fmt: skip
+    for name in ("log.jsonl", "events.out.*", "config.json", "data.json", "README.md",
+                 "model.safetensors", "lock", "checksums/22.json"):  # fmt: skip
         place = lab.place()
         runs.train(lab.root, place, "epochs=1", "optimizer.warmup_epochs=0.5")
         shutil.rmtree(place)
