@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         compilation_cache.enable()
     if several:
         _join(flags, configuration)
-    first = jax.process_index() == 0
+    first = not several or jax.process_index() == 0
     if flags.workdir is None and first:
         print(f"checkpoints and logs go to {workdir} (--workdir sets another directory)")
     try:

@@ -180,7 +180,8 @@ def test_without_what_windows_lacks(run_python, tmp_path):
     """Everything is imported, and what needs no training works; `train` says what is missing."""
     run_python(
         f"""
-        import importlib, os, signal, sys
+        import importlib, os, signal, sys, warnings
+        warnings.filterwarnings("ignore", "only soft file lock")  # of a package that JAX may use
         from pathlib import Path
         sys.modules["fcntl"] = None
         for name in ("SIGHUP", "SIGUSR1", "SIGKILL"):

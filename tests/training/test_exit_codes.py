@@ -71,16 +71,6 @@ def test_errors_in_the_background_are_hidden(monkeypatch):
     assert [unraisable.object for unraisable in seen] == [print]
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "9"), ("1", "9"), ("3", "9"), ("0", "0")])
-def test_a_log_level_that_the_user_chose_stays(before, after, monkeypatch):
-    """JAX sets 1 by itself, which children of a notebook or a test inherit."""
-    monkeypatch.delenv(cli.LOG_LEVEL, raising=False)
-    if before:
-        monkeypatch.setenv(cli.LOG_LEVEL, before)
-    cli.hide_jaxlib_log(cli.NOTHING)
-    assert os.environ[cli.LOG_LEVEL] == after
-
-
 def test_a_flag_without_a_value(run_main):
     last = ["--workdir=--"]  # which Python 3.13 takes for a directory
     for words in (["--workdir", "--"], ["--workdir"], *[last] * (sys.version_info < (3, 13))):
