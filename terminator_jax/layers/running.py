@@ -35,6 +35,7 @@ class RunningMean(nnx.Module):
       momentum: decay of the average; 1 averages all batches equally.
       axis_name: the mapped axis over which the batch is split, if any.
       use_running_average: whether it begins in evaluation mode; `train()` and `eval()` set it.
+        `use_batch_statistics` sets None: the batch is used, and nothing updated.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class RunningMean(nnx.Module):
         *,
         momentum: float = 0.9,
         axis_name: AxisName = None,
-        use_running_average: bool = False,
+        use_running_average: bool | None = False,
     ):
         self.momentum, self.axis_name = momentum, axis_name
         self.use_running_average = use_running_average
@@ -88,6 +89,8 @@ class RunningMean(nnx.Module):
                 jnp.where(count > 0, average[...], jnp.nan).reshape(value.shape)
                 for average, value in pairs
             ]
+        if self.use_running_average is None:
+            return list(values)
         count = self.count[...] + 1
         for average, value in pairs:
             old, new = average[...], jax.lax.stop_gradient(value).reshape(average.shape)
@@ -132,8 +135,8 @@ def is_calibrated(model: nnx.Module) -> bool:
 def use_batch_statistics(model: nnx.Module) -> None:
     """Makes a model use the statistics of the batch, in evaluation too, as the release does.
 
-    Call it after `model.eval()`, which takes it back. Every call of the model then updates the
-    running averages, as in training.
+    Call it after `model.eval()`, which takes it back. The running averages stay as they are, but
+    for those of an `nnx.BatchNorm`, which then updates its own.
 
     Example:
       >>> from terminator_jax.layers import BatchStandardization
@@ -144,7 +147,7 @@ def use_batch_statistics(model: nnx.Module) -> None:
       [-1.  1.]
     """
     for layer in _averaging(model):
-        layer.use_running_average = False
+        layer.use_running_average = None if isinstance(layer, RunningMean) else False
 
 
 def _averaging(model: nnx.Module) -> list[RunningMean | nnx.BatchNorm]:
@@ -178,12 +181,11 @@ def calibrate(model: nnx.Module, batches: Iterable[jax.Array]) -> None:
     """
     before = jax.tree.map(jnp.copy, nnx.state(model, nnx.BatchStat))
     model.eval()
-    use_batch_statistics(model)
     momenta = {layer: layer.momentum for layer in _averaging(model)}
     try:
         reset(model)
         for layer in momenta:
-            layer.momentum = 0.0  # keeps the last batch's alone
+            layer.use_running_average, layer.momentum = False, 0.0  # keeps the last batch's alone
         nnx.update(model, _mean_statistics(model, batches))
     except BaseException:
         nnx.update(model, before)
