@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from terminator_jax.layers.sfne import bottleneck_order
+from terminator_jax.layers.sfne import concat_order
 from terminator_jax.models import TerminatorConfig
 
 EPSILON = 1e-5
@@ -171,7 +171,7 @@ class MultiBranch(nn.Module):
         super().__init__()
         size, channels = config.size, config.block_channels[block]
         self.channels, self.branches = channels, config.branches
-        self.order = bottleneck_order(len(config.branches), len(config.skips[block]))
+        self.order = concat_order(len(config.branches), len(config.skips[block]))
         layers = config.global_layers[block]
         self.slow_net_g = SlowNet(size, channels, config.global_hidden, layers)
         for n, branch in enumerate(config.branches, start=1):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 # An environment variable that jaxlib reads when it is imported, and one of its values.
-LOG_LEVEL, ONLY_FATAL = "TF_CPP_MIN_LOG_LEVEL", 3
+LOG_LEVEL, ONLY_FATAL = "TF_CPP_MIN_LOG_LEVEL", "3"
 
 
 class Parser(argparse.ArgumentParser):
@@ -189,20 +189,15 @@ def _print_unless_of_background(print_it: Callable[[Any], None], unraisable: Any
         print_it(unraisable)
 
 
-def hide_jaxlib_log(level: int) -> None:
-    """Hides what jaxlib logs below a level, unless the user has chosen a level.
-
-    Not chosen are 1, which JAX sets and its child processes inherit, and 3, which `run` sets.
-    """
-    if os.environ.get(LOG_LEVEL, "1") in ("1", str(ONLY_FATAL)):
-        os.environ[LOG_LEVEL] = str(level)
-
-
 def _silence_old_jaxlib() -> None:
-    """Hides the two lines that jaxlib before 0.10.2 logs for each program from JAX's cache."""
+    """Hides the two lines that jaxlib before 0.10.2 logs for each program from JAX's cache.
+
+    A level that the user has chosen stays; 1 is JAX's own, which its child processes inherit.
+    """
     numbers = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
-    if tuple(map(int, numbers[:3])) < (0, 10, 2):
-        hide_jaxlib_log(ONLY_FATAL)
+    is_old = tuple(map(int, numbers[:3])) < (0, 10, 2)
+    if is_old and os.environ.get(LOG_LEVEL, "1") == "1":
+        os.environ[LOG_LEVEL] = ONLY_FATAL
 
 
 def _explain(error: Exception, extra: str) -> tuple[int | None, str]:
